@@ -1,0 +1,46 @@
+# Everything on a fresh machine, set-up included: `make demo` (the main job) and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Plain `torch` from PyPI brings gigabytes of CUDA on Linux. This pin takes the CPU build (2.13.0+cpu goes before 2.13.0) where pip is told of an index
+# that has it, for example by PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu. TORCH= (empty) leaves the choice to the resolver,
+# TORCH="torch==2.8.0 --index-url ..." takes another build.
+TORCH ?= torch==2.13.0
+
+.PHONY: help venv test lint docs demo bench clean
+
+help:
+	@echo "make demo   lip-sync a sample that the project makes itself"
+	@echo "make test   linters, type checker and all tests"
+	@echo "make venv   only set up $(VENV)"
+	@echo "make docs   write docs/cli.md from the command's help"
+	@echo "make bench  measure, and write docs/benchmarks.md"
+
+venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),$(BIN)/python -m pip install --quiet $(TORCH))
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+docs: $(READY)
+	$(BIN)/python tools/make_cli_docs.py docs/cli.md
+
+demo: $(READY)
+	$(BIN)/python tools/demo.py demo
+
+bench: $(READY)
+	$(BIN)/python bench/run.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,108 @@
+"""The region of the aligned face that is generated anew: mouth, cheeks and jaw, with the nose kept (paper arXiv 2412.09262).
+
+The mask is drawn here from its outline; nothing is read from a picture.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from latentsync.errors import LatentSyncError
+
+Float32Array = npt.NDArray[np.float32]
+
+SIDE = 256  # the outline's own resolution
+LATENT_STRIDE = 8  # pixels per latent cell
+# (x, y) at 256 px; pixel i covers i..i + 1, and is inside when its centre is.
+OUTLINE = (
+    (9.0, 95.0),
+    (9.25, 132.75),
+    (12.0, 170.75),
+    (22.0, 188.0),
+    (30.0, 198.0),
+    (30.75, 198.0),
+    (34.5, 202.5),
+    (41.0, 209.0),
+    (48.5, 215.0),
+    (60.5, 223.0),
+    (93.0, 238.5),
+    (110.0, 242.0),
+    (151.5, 243.0),
+    (164.5, 239.5),
+    (183.5, 231.5),
+    (202.25, 221.25),
+    (217.5, 208.5),
+    (226.75, 197.75),
+    (241.25, 176.75),
+    (245.0, 169.5),
+    (247.75, 132.0),
+    (248.0, 128.0),
+    (247.0, 128.0),
+    (247.0, 95.0),
+    (178.0, 95.0),
+    (178.0, 128.0),
+    (78.0, 128.0),
+    (78.0, 95.0),
+)
+
+
+def _covered(resolution: int, samples: int) -> npt.NDArray[np.float64]:
+    """(R, R): part of each pixel that lies inside the outline, from samples x samples points (1: the pixel's centre)."""
+    # Scan lines: on each line the crossings of the outline, sorted; what lies between an odd and an even crossing is inside.
+    scale = resolution / SIDE
+    outline = np.array(OUTLINE) * scale
+    start, end = outline, np.roll(outline, -1, axis=0)
+    points = (np.arange(resolution * samples) + 0.5) / samples
+    inside = np.zeros((resolution * samples, resolution * samples), dtype=bool)
+    for (ax, ay), (bx, by) in zip(start, end, strict=True):
+        lines = np.flatnonzero((ay > points) != (by > points))
+        if lines.size:
+            crossing = ax + (bx - ax) * (points[lines] - ay) / (by - ay)
+            inside[lines] ^= points[None, :] < crossing[:, None]
+    return inside.reshape(resolution, samples, resolution, samples).mean(axis=(1, 3))
+
+
+@lru_cache(maxsize=8)
+def _mask(resolution: int, soft: bool) -> Float32Array:
+    if resolution < LATENT_STRIDE:
+        raise LatentSyncError(f"a mask needs a resolution of at least {LATENT_STRIDE}, found {resolution}")
+    if soft:
+        keep = (1 - _covered(resolution, 4)).astype(np.float32)
+        # The published mask's edge is one pixel of 256 wide whatever the resolution: keep that softness, without its steps.
+        sigma = 0.5 * resolution / SIDE
+        keep = cv2.GaussianBlur(keep, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE).astype(np.float32)
+    else:
+        keep = (1 - _covered(resolution, 1)).astype(np.float32)
+    keep.setflags(write=False)
+    return keep
+
+
+def inpaint_mask(resolution: int, soft: bool | None = None) -> Float32Array:
+    """(R, R) float32: 1 = keep, 0 = inpaint. Read-only, since it is shared.
+
+    At 256 px the edge is hard, as the networks were trained with. Above, `soft` (the default there) draws the outline at that resolution with
+    an edge as wide as one pixel at 256 px, where the published mask shows the enlarged steps of its 256 px edge.
+    """
+    return _mask(resolution, resolution > SIDE if soft is None else soft)
+
+
+def resized_mask(resolution: int) -> Float32Array:
+    """(R, R) float32: the hard 256 px mask resized with Lanczos, 8 bits deep: how the published system gets it at other resolutions."""
+    levels = np.rint(inpaint_mask(SIDE, soft=False) * 255).astype(np.uint8)
+    if resolution != SIDE:
+        levels = cv2.resize(levels, (resolution, resolution), interpolation=cv2.INTER_LANCZOS4).astype(np.uint8)
+    return (levels / 255).astype(np.float32)
+
+
+def latent_mask(resolution: int) -> Float32Array:
+    """(R/8, R/8) float32: the mask on the latent grid, by nearest neighbour (the first pixel of each cell), as published.
+
+    The network sees this one, so above 256 px it comes from the enlarged 256 px mask that its weights were trained with, not from the softer
+    edge with which `inpaint_mask` puts pictures together.
+    """
+    mask = resized_mask(resolution) if resolution > SIDE else inpaint_mask(resolution)
+    return np.ascontiguousarray(mask[::LATENT_STRIDE, ::LATENT_STRIDE])

@@ -1,0 +1,67 @@
+"""The three alignment points of the published system, and five points for looks, from whatever landmarks a backend gives.
+
+An alignment point is a weighted mean of landmarks. For 106 (InsightFace) and 68 (iBUG) landmarks the sets are the published ones; the
+weights for MediaPipe's 478 come from `tools/calibrate_anchors.py`, see docs/faces.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from latentsync.errors import LatentSyncError
+from latentsync.face.protocols import Face
+
+Weights = Mapping[int, float]  # landmark index -> share; the shares of a point sum to 1, so it moves, turns and grows with the face
+
+
+def _mean(*indexes: int) -> Weights:
+    return {i: 1 / len(indexes) for i in indexes}
+
+
+# Brows: least squares with positive weights against exact 68-point truths of rendered heads; the error on held-out heads falls from 2.2 %
+# to 0.85 % of the face's size. The mirrored vertices carry the same weights.
+BROW_LEFT: Weights = {53: 0.44, 55: 0.26, 105: 0.13, 66: 0.09, 65: 0.08}
+BROW_RIGHT: Weights = {283: 0.44, 285: 0.26, 334: 0.13, 296: 0.09, 295: 0.08}
+# Nose: lower bridge, tip (between two vertices) and both wings, as published. Rendered truths ask for a point 1.5 % of the face's size
+# lower, the published system's own points on a real face for one 2.7 % higher; this lies between.
+NOSE: Weights = {5: 0.25, 1: 0.125, 4: 0.125, 64: 0.25, 294: 0.25}
+
+ANCHORS: dict[int, tuple[Weights, ...]] = {
+    68: (_mean(17, 18, 19, 20, 21), _mean(22, 23, 24, 25, 26), _mean(29, 31, 35, 30)),
+    106: (_mean(43, 48, 49, 51, 50), _mean(101, 102, 103, 104, 105), _mean(74, 77, 83, 86)),
+    478: (BROW_LEFT, BROW_RIGHT, NOSE),
+}
+
+# Eyes (centres, or between their two corners), nose tip and mouth corners, image-left first; a detector's 5 points are these already.
+FIVE: dict[int, tuple[Weights, ...]] = {
+    5: tuple(_mean(i) for i in range(5)),
+    68: (_mean(36, 39), _mean(42, 45), _mean(30), _mean(48), _mean(54)),
+    106: (_mean(38), _mean(88), _mean(86), _mean(52), _mean(61)),
+    478: (_mean(33, 133), _mean(362, 263), _mean(1), _mean(61), _mean(291)),
+}
+
+
+def anchor_points(face: Face) -> np.ndarray:
+    """(3, 2) float32 pixels: centre of the eyebrow on the picture's left, of the other eyebrow, centre of the nose. Not rounded.
+
+    Raises `LatentSyncError` for a number of landmarks that no known layout has.
+    """
+    return _means(face, ANCHORS)
+
+
+def five_points(face: Face) -> np.ndarray:
+    """(5, 2) float32 pixels: eye centres, nose tip, mouth corners, each pair image-left first.
+
+    Raises `LatentSyncError` for a number of landmarks that no known layout has.
+    """
+    return _means(face, FIVE)
+
+
+def _means(face: Face, layouts: Mapping[int, tuple[Weights, ...]]) -> np.ndarray:
+    points = np.asarray(face.landmarks, np.float64)
+    layout = layouts.get(len(points))
+    if layout is None:
+        raise LatentSyncError(f"this needs {', '.join(map(str, layouts))} landmarks, the face has {len(points)}")
+    return np.stack([np.array(list(w.values())) @ points[list(w)] for w in layout]).astype(np.float32)

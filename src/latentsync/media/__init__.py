@@ -1,0 +1,1 @@
+"""Files <-> frames and samples: the only room that knows containers and codecs (PyAV)."""

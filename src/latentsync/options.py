@@ -1,0 +1,142 @@
+"""What the user of one job may choose: the same names on the command line, in Python and over HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import secrets
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral, Real
+from typing import Any, Literal, cast
+
+from latentsync.errors import UsageError
+
+DEFAULT_MODEL = "1.6"
+SCHEDULERS = ("ddim", "dpm++", "unipc")
+MISSING_FACE = ("copy", "error")
+AUDIO_LONGER = ("bounce", "loop", "freeze", "cut")
+VIDEO_LONGER = ("cut", "keep")
+CODECS = ("h264", "hevc", "prores", "ffv1")
+FACES = ("largest", "left", "right")
+PASTES = ("mask", "crop")
+FACE_BACKENDS = ("mediapipe", "insightface")
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+MAX_SEED = 2**32 - 1
+MAX_STEPS = 200  # beyond, the 1000 training steps no longer divide: samplers would begin far from pure noise, and at 1000 leave the schedule
+
+FaceChoice = Literal["largest", "left", "right"] | int | tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of one job. Raises UsageError, naming the option, for a value that cannot be used."""
+
+    steps: int = 20
+    guidance: float = 1.5
+    seed: int = 1247
+    scheduler: str = "ddim"
+    cache: int = 1  # run the whole network every so many steps; 1 = always
+    face: FaceChoice = "largest"
+    on_missing_face: str = "copy"
+    when_audio_longer: str = "bounce"
+    when_video_longer: str = "cut"
+    fps: Fraction | None = None  # None = the source's own times
+    codec: str = "h264"
+    crf: int | None = None  # None = the codec's default here
+    batch_windows: int = 1
+    paste: str = "mask"  # mask = only where the mouth was made anew; crop = the whole face crop, as published
+
+    def __post_init__(self) -> None:
+        _whole("steps", self.steps, 1, MAX_STEPS)
+        _within("guidance", self.guidance, 0, 10)
+        _whole("seed", self.seed, 0, MAX_SEED)
+        _whole("cache", self.cache, 1, 100)
+        _whole("batch-windows", self.batch_windows, 1, 64)
+        _one_of("scheduler", self.scheduler, SCHEDULERS)
+        _one_of("on-missing-face", self.on_missing_face, MISSING_FACE)
+        _one_of("when-audio-longer", self.when_audio_longer, AUDIO_LONGER)
+        _one_of("when-video-longer", self.when_video_longer, VIDEO_LONGER)
+        _one_of("codec", self.codec, CODECS)
+        _one_of("paste", self.paste, PASTES)
+        if isinstance(self.face, str):
+            _one_of("face", self.face, FACES)
+        if self.fps is not None:
+            _within("fps", self.fps, Fraction(1), Fraction(240))
+        if self.crf is not None:
+            _whole("crf", self.crf, 0, 63)
+
+
+def options(**values: Any) -> Options:
+    """Options from plain values as users write them: `seed="random"`, `face="2"` or `"640,200"`, `fps="30000/1001"` and `"source"` are understood.
+
+    Raises UsageError for an unknown name or a value that cannot be used.
+    """
+    known = {f.name for f in dataclasses.fields(Options)}
+    for name in values:
+        if name not in known:
+            raise UsageError(f"unknown option '{name}'; known options are {', '.join(sorted(known))}")
+    readers: dict[str, Any] = {"seed": read_seed, "face": read_face, "fps": read_fps}
+    return Options(**{k: readers[k](v) if k in readers else v for k, v in values.items()})
+
+
+def read_seed(value: int | str | None) -> int:
+    """A seed from what the user wrote; 0, 'random' and None draw one."""
+    if value is None or str(value).strip().lower() in ("0", "random"):
+        return secrets.randbelow(MAX_SEED) + 1
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(f"seed '{value}' is neither a whole number nor 'random'") from None
+
+
+def read_face(value: str | int | tuple[float, float]) -> FaceChoice:
+    """Which face: 'largest', 'left', 'right', a number from 1 (left to right) or a point 'X,Y' in pixels."""
+    text = str(value).strip().strip("()")
+    if text in FACES:
+        return cast(FaceChoice, text)
+    try:
+        if "," in text:
+            x, y = (float(part) for part in text.split(","))
+            if not (0 <= x < math.inf and 0 <= y < math.inf):  # NaN fails too
+                raise ValueError
+            return x, y
+        number = int(text)
+    except ValueError:
+        raise UsageError(f"face '{value}' is none of {', '.join(FACES)}, a number such as 2, or a point such as 640,200") from None
+    if number < 1:
+        raise UsageError(f"face {number}: faces are numbered from 1, left to right")
+    return number
+
+
+def read_fps(value: Fraction | float | str | None) -> Fraction | None:
+    """A frame rate; 'source' and None keep the source's own times. 23.976, 29.97 and 59.94 mean the exact NTSC rates."""
+    if value is None or str(value).strip().lower() == "source":
+        return None
+    try:
+        text = str(value).strip()
+        if len(text) > 40 or "e" in text.lower():  # '1e999999999' would be worked out to its last digit
+            text = str(float(text))
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"fps '{value}' is neither 'source' nor a rate such as 25, 29.97 or 30000/1001") from None
+    for whole in (24, 30, 60, 120):
+        ntsc = Fraction(whole * 1000, 1001)
+        if rate != whole and abs(rate - ntsc) < Fraction(1, 200):
+            return ntsc
+    return rate
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:  # type: ignore[operator]
+        raise UsageError(f"--{name} {value}: must be a whole number within {low}..{high}")
+
+
+def _within(name: str, value: Any, low: Any, high: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        raise UsageError(f"--{name} {value}: must be a number within {low}..{high}")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"--{name} '{value}' is not known; choose one of {', '.join(known)}")

@@ -1,0 +1,421 @@
+"""The story: a video and a soundtrack in, the lip-synced video out. Every step is a call, in data order."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentsync import denoise, loading
+from latentsync.device import memory_guard
+from latentsync.errors import NoFaceError
+from latentsync.face.align import alignment, crop
+from latentsync.face.given import GivenPoints
+from latentsync.face.mask import inpaint_mask, latent_mask, resized_mask
+from latentsync.face.paste import paste
+from latentsync.face.track import Tracked, Tracker
+from latentsync.media.audio import Audio, open_audio
+from latentsync.media.frame import Frame
+from latentsync.media.timeline import timeline, timeline_length
+from latentsync.media.video import Video, open_video
+from latentsync.media.writer import VideoWriter
+from latentsync.options import DEFAULT_MODEL, Options, options
+from latentsync.speech.track import SpeechTrack
+from latentsync.stages import Ahead, Behind
+
+if TYPE_CHECKING:
+    from latentsync.loading import Model
+
+READ_AHEAD = 8  # frames decoded and tracked in front of the network, besides the window being filled
+WRITE_BEHIND = 8  # frames waiting to be pasted and encoded
+
+
+class Aligned(NamedTuple):
+    """One frame of the result on its way to the network: what was tracked, and the face cut out of it, if there is one."""
+
+    number: int  # in the result, from 0
+    tracked: Tracked[Frame]
+    matrix: np.ndarray | None  # (2, 3) frame -> crop
+    crop: np.ndarray | None  # (R, R, 3) uint8
+    spoken: bool = True  # False after the end of the sound
+
+
+class Finished(NamedTuple):
+    """One frame of the result on its way to the file: the generated face, to be pasted, or None for an untouched frame."""
+
+    aligned: Aligned
+    face: np.ndarray | None  # (R, R, 3) float32, 0..255
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is: frames written, frames expected (None if unknown), seconds since it began, and denoising steps done of the window at work."""
+
+    done: int
+    total: int | None
+    seconds: float
+    step: int = 0
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What a job did. Times are seconds of the result, spans are half-open."""
+
+    out: Path
+    model: str
+    seed: int
+    frames: int = 0
+    seconds: float = 0.0  # of video
+    faces: int = 0  # frames with a synthesised mouth
+    without_face: list[tuple[float, float]] = field(default_factory=list)
+    elapsed: float = 0.0
+    device: str = ""
+    dtype: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seconds_per_second(self) -> float:
+        """Seconds of work for each second of video."""
+        return self.elapsed / self.seconds if self.seconds else math.nan
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "out": str(self.out),
+            "model": self.model,
+            "seed": self.seed,
+            "frames": self.frames,
+            "seconds": round(self.seconds, 6),
+            "frames_with_face": self.faces,
+            "spans_without_face": [[round(a, 6), round(b, 6)] for a, b in self.without_face],
+            "elapsed_seconds": round(self.elapsed, 3),
+            "seconds_per_second_of_video": round(self.seconds_per_second, 4) if self.seconds else None,
+            "device": self.device,
+            "dtype": self.dtype,
+            "notes": self.notes,
+        }
+
+
+class LipSync:
+    """The loaded networks of one model. Load once, then sync as many files as you like; a job keeps its state to itself."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.config = model.config
+        self.compute = model.compute
+        mask = inpaint_mask(self.config.resolution)  # (R, R), 1 = keep; its edge is soft above 256 px
+        self.mask = torch.tensor(mask, device=self.compute.device)  # for the eye: where the new face shows
+        self.seen_mask = torch.from_numpy(resized_mask(self.config.resolution)).to(self.compute.device)  # for the network: as in its training
+        self.latent_mask = torch.from_numpy(latent_mask(self.config.resolution)).to(self.compute.device)  # (R/8, R/8)
+        self._mask = mask
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        preview: bool = False,
+        face_backend: str = "mediapipe",
+        faces: bool = True,
+        compile: bool = False,
+        home: str | Path | None = None,
+    ) -> LipSync:
+        """The pipeline of a named model ("1.6", "1.5") or of a folder, on the device.
+
+        preview takes the tiny autoencoder: several times faster, softer teeth. faces=False does without a face finder, for jobs that bring the
+        places of the faces along (`points`). home is where downloads are kept (default: LATENTSYNC_HOME, else the platform's cache folder).
+        Raises WeightsError when files are missing or do not fit, DeviceError when the device is not there.
+        """
+        return cls(
+            loading.load(model, device=device, dtype=dtype, preview=preview, face_backend=face_backend, faces=faces, compile=compile, home=home)
+        )
+
+    def sync(
+        self,
+        video: str | Path,
+        audio: str | Path,
+        out: str | Path,
+        *,
+        overwrite: bool = False,
+        points: str | Path | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        **settings: Any,
+    ) -> Result:
+        """Lip-sync `video` (or a still) to `audio` and write it to `out`, whole or not at all.
+
+        Settings are those of `Options`, also as the command line writes them. points names a file with the places of the faces, see
+        `face.given`; without it they are found and followed. Raises InputError, NoFaceError, OutputError, UsageError, DeviceError.
+        """
+        return self.run(Path(video), Path(audio), Path(out), options(**settings), overwrite=overwrite, points=points, progress=progress)
+
+    def run(
+        self,
+        video: Path,
+        audio: Path,
+        out: Path,
+        chosen: Options,
+        *,
+        overwrite: bool = False,
+        points: str | Path | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Result:
+        """`sync` with its options already made."""
+        began = time.monotonic()
+        with open_video(video) as source:
+            sound = open_audio(audio, beside=video)
+            length = sound.info.duration
+            result = Result(out=out, model=self.config.name, seed=chosen.seed, device=str(self.compute.device), dtype=self.compute.dtype_name)
+            report = _Report(result, progress, timeline_length(source, length, **_time(chosen)), began)
+            writer = VideoWriter(
+                out, source.info, audio=sound, length=length, codec=chosen.codec, crf=chosen.crf, overwrite=overwrite, rate=chosen.fps
+            )
+
+            def finish(item: Finished) -> None:
+                writer.write(self._paste(item, chosen))
+                report.frame(item)
+
+            with writer, Behind(finish, WRITE_BEHIND, "write") as sink:
+
+                def watch(step: int) -> None:
+                    sink.check()
+                    report.step(step)
+
+                with closing(self._synthesise(source, sound, chosen, points, watch)) as items:
+                    for item in items:
+                        sink.put(item)
+            result.notes += [*source.info.notes, *sound.info.notes, *writer.notes]
+            if writer.audio_copied is False:
+                result.notes.append(f"{out.suffix} files cannot take the soundtrack as it is ({sound.info.codec}): encoded as AAC")
+        if not isinstance(chosen.face, str) and not points and not result.faces:
+            asked = f"face {chosen.face}" if isinstance(chosen.face, int) else "the face at {:g},{:g}".format(*chosen.face)
+            result.notes.append(
+                f"{asked} was asked for, but no frame shows it; faces are counted from the left, points are pixels of the upright picture"
+            )
+        if self.model.untrained:
+            result.notes.append("the model is untrained: its mouths are noise")
+        report.close()
+        return result
+
+    def stream(self, video: str | Path, audio: str | Path, *, points: str | Path | None = None, **settings: Any) -> Iterator[Frame]:
+        """Finished frames, in order, each with its time, duration and picture. Settings are those of `Options`; nothing is written."""
+        chosen = options(**settings)
+        with open_video(Path(video)) as source:
+            sound = open_audio(Path(audio), beside=Path(video))
+            with closing(self._synthesise(source, sound, chosen, points)) as items:
+                for item in items:
+                    yield self._paste(item, chosen)
+
+    # The steps, in data order.
+
+    def _synthesise(
+        self, source: Video, sound: Audio, chosen: Options, points: str | Path | None, watch: Callable[[int], None] | None = None
+    ) -> Generator[Finished, None, None]:
+        """Frames of the result with their generated faces, not yet pasted. `watch` hears every denoising step, and may end the job by raising."""
+        noise = denoise.shared_noise(chosen.seed, self.config.vae.latent_channels, self.config.latent_size, self.config.latent_size)
+        tracker: Tracker | GivenPoints[Frame]
+        tracker = GivenPoints(Path(points), lambda frame: frame.index) if points else Tracker(self.model.faces(), choose=chosen.face)
+        aligned = self._align(source, sound.info.duration, tracker, chosen)
+        with closing(SpeechTrack(sound.samples, self.model.whisper)) as speech, Ahead(aligned, READ_AHEAD, "read") as items:
+
+            def on_step(done: int, latents: Tensor) -> None:
+                items.check()
+                if watch is not None:
+                    watch(done)
+
+            for batch in batches(pieces(items, self.config.window), chosen.batch_windows):
+                faces = self._faces(batch, speech, noise, chosen, on_step)
+                for piece in batch:
+                    for item in piece:
+                        yield Finished(item, faces.get(item.number))
+
+    def _align(self, source: Video, length: Fraction, tracker: Tracker | GivenPoints[Frame], chosen: Options) -> Iterator[Aligned]:
+        """Decoded, followed and cut-out faces: everything that happens before the network."""
+        spoken, silent = until(timeline(source, length, **_time(chosen)), length)
+        number = 0
+        for tracked in tracker.track(spoken, lambda frame: frame.picture):
+            picture = tracked.frame.picture
+            matrix = cut_out = None
+            if tracked.points is not None:
+                matrix = alignment(tracked.points, self.config.resolution, picture.pixel_aspect)
+                cut_out = crop(picture, matrix, self.config.resolution)
+            elif chosen.on_missing_face == "error":
+                raise NoFaceError(
+                    f"no face in frame {number} ({float(tracked.frame.time):.2f} s); pass --on-missing-face copy to keep such frames as they are, "
+                    "or --face to choose another person"
+                )
+            yield Aligned(number, tracked, matrix, cut_out)
+            number += 1
+        for frame in silent:  # the sound is over: nothing to say, nothing to change
+            yield Aligned(number, Tracked(frame=frame, points=None, strength=0.0, cut=False), None, None, spoken=False)
+            number += 1
+
+    def _faces(
+        self, batch: list[list[Aligned]], speech: SpeechTrack, noise: Tensor, chosen: Options, on_step: Callable[[int, Tensor], None]
+    ) -> dict[int, np.ndarray]:
+        """Generated faces by frame number, (R, R, 3) float32 in 0..255. Windows of one length run together."""
+        faces: dict[int, np.ndarray] = {}
+        windows = sorted((piece for piece in batch if piece[0].crop is not None), key=len, reverse=True)
+        for _, group in itertools.groupby(windows, key=len):
+            together = list(group)
+            crops = torch.from_numpy(np.stack([np.stack([item.crop for item in window if item.crop is not None]) for window in together]))
+            with memory_guard(self.compute):
+                contexts = torch.stack([speech.contexts([item.tracked.frame.time for item in window]) for window in together])
+            numbers = [item.number for window in together for item in window]
+            made = self.synthesise(crops, contexts, noise=noise, numbers=numbers, options=chosen, on_step=on_step)
+            faces.update(zip(numbers, made.flatten(0, 1).numpy(), strict=True))
+        return faces
+
+    @torch.inference_mode()
+    def synthesise(
+        self,
+        crops: Tensor,
+        contexts: Tensor,
+        *,
+        noise: Tensor,
+        numbers: list[int],
+        options: Options,
+        on_step: Callable[[int, Tensor], None] | None = None,
+        posterior: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """New mouths for aligned faces: crops (b, f, R, R, 3) uint8 and contexts (b, f, tokens, dim) -> (b, f, R, R, 3) float32, about 0..255.
+
+        noise (c, 1, R/8, R/8) is shared by all frames; numbers, one for each of the b*f frames, choose the autoencoder's sampling noise, unless
+        `posterior` gives it: two tensors (b*f, c, R/8, R/8), for the masked faces and for the references.
+        """
+        b, f = crops.shape[:2]
+        device, dtype = self.compute.device, self.compute.dtype
+        with memory_guard(self.compute):
+            pixels = crops.flatten(0, 1).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            shape = tuple(noise.shape[:1] + noise.shape[2:])
+            draws = posterior or tuple(
+                torch.stack([denoise.frame_noise(options.seed, 2 * number + which, shape) for number in numbers]) for which in (0, 1)
+            )
+            masked = self.model.vae.encode(pixels * self.seen_mask, draws[0].to(device))
+            reference = self.model.vae.encode(pixels, draws[1].to(device))
+            latents = denoise.sample(
+                self.model.unet,
+                denoise.make_scheduler(options.scheduler, self.config.diffusion),
+                noise=noise.to(device).expand(b, -1, f, -1, -1).contiguous(),
+                mask=self.latent_mask.to(reference.dtype).expand(b, 1, f, -1, -1),
+                masked=windowed(masked, b),
+                reference=windowed(reference, b),
+                audio=contexts.to(device=device, dtype=dtype),
+                steps=options.steps,
+                guidance=options.guidance,
+                cache=self.model.unet.make_cache(options.cache) if options.cache > 1 else None,
+                on_step=on_step,
+            )
+            decoded = self.model.vae.decode(latents.transpose(1, 2).flatten(0, 1)).float()
+            faces = decoded * (1 - self.mask) + pixels * self.mask
+            return ((faces / 2 + 0.5) * 255).permute(0, 2, 3, 1).unflatten(0, (b, f)).cpu()  # clipped in the frame, as published
+
+    def _paste(self, item: Finished, chosen: Options) -> Frame:
+        """The frame with its new face; the very same picture where there is none."""
+        frame = item.aligned.tracked.frame
+        if item.face is None or item.aligned.matrix is None:
+            return frame
+        picture = frame.picture
+        only = self._mask if chosen.paste == "mask" else None
+        patch = paste(item.face, item.aligned.matrix, picture.width, picture.height, item.aligned.tracked.strength, mask=only)
+        return replace(frame, picture=picture.blend(patch.box, patch.rgb, patch.alpha))
+
+
+def windowed(latents: Tensor, batch: int) -> Tensor:
+    """(b*f, c, h, w) -> (b, c, f, h, w)."""
+    return latents.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def pieces(items: Iterable[Aligned], size: int) -> Iterator[list[Aligned]]:
+    """Consecutive frames, at most `size` together: all with a face and in one shot (a window for the network), or all without."""
+    piece: list[Aligned] = []
+    for item in items:
+        if piece and (len(piece) == size or item.tracked.cut or (item.crop is None) != (piece[0].crop is None)):
+            yield piece
+            piece = []
+        piece.append(item)
+    if piece:
+        yield piece
+
+
+def batches(windows: Iterable[list[Aligned]], size: int) -> Iterator[list[list[Aligned]]]:
+    """Up to `size` consecutive pieces together; the last batch may be smaller."""
+    it = iter(windows)
+    while batch := list(itertools.islice(it, size)):
+        yield batch
+
+
+def until(frames: Iterator[Frame], length: Fraction) -> tuple[Iterator[Frame], Iterator[Frame]]:
+    """Frames that begin before `length` seconds, then, once those are used up, the rest."""
+    rest: list[Frame] = []
+
+    def first() -> Iterator[Frame]:
+        for frame in frames:
+            if frame.time >= length:
+                rest.append(frame)
+                return
+            yield frame
+
+    def second() -> Iterator[Frame]:
+        yield from rest
+        yield from frames
+
+    return first(), second()
+
+
+def _time(chosen: Options) -> dict[str, Any]:
+    """The options that lay the video over the length of the sound."""
+    return {"when_audio_longer": chosen.when_audio_longer, "when_video_longer": chosen.when_video_longer, "fps": chosen.fps}
+
+
+class _Report:
+    """Counts what was written, and tells."""
+
+    def __init__(self, result: Result, progress: Callable[[Progress], None] | None, total: int | None, began: float) -> None:
+        self._result = result
+        self._progress = progress
+        self._total = total
+        self._began = began
+        self._step = 0
+        self._lock = threading.Lock()
+
+    def frame(self, item: Finished) -> None:
+        frame = item.aligned.tracked.frame
+        start, end = float(frame.time), float(frame.time + frame.duration)
+        r = self._result
+        r.frames += 1
+        r.seconds = end
+        if item.face is not None:
+            r.faces += 1
+        elif not item.aligned.spoken:
+            pass
+        elif r.without_face and abs(r.without_face[-1][1] - start) < 1e-6:
+            r.without_face[-1] = (r.without_face[-1][0], end)
+        else:
+            r.without_face.append((start, end))
+        self._tell()
+
+    def step(self, step: int) -> None:
+        self._step = step
+        self._tell()
+
+    def _tell(self) -> None:
+        """Called from the thread that writes and from the one that denoises."""
+        if self._progress:
+            with self._lock:  # so that counts never go back
+                self._progress(Progress(self._result.frames, self._total, time.monotonic() - self._began, self._step))
+
+    def close(self) -> None:
+        self._result.elapsed = time.monotonic() - self._began

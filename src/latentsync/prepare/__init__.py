@@ -1,0 +1,1 @@
+"""Raw footage -> training clips."""

@@ -1,0 +1,1 @@
+"""Samples -> one speech context per moment: mel, Whisper encoder, windows."""

@@ -1,0 +1,431 @@
+"""What a training run is, as frozen and strict data: presets, YAML files, and `key=value` on top.
+
+A configuration is layered: the defaults here, then a preset (`presets/unet/*.yaml`, `presets/syncnet/*.yaml`, which hold only what differs),
+then a file, then the values of the command line. The published project's own YAML files are understood as well (`published`). Figures are those
+of the paper (arXiv 2412.09262) and of the published configurations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from latentsync.config import SYNCNETS, SyncNetConfig, build, nearest
+from latentsync.errors import UsageError
+from latentsync.options import MAX_SEED
+
+Kind = Literal["unet", "syncnet"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The clips: aligned faces with sound, see `docs/train.md`."""
+
+    train: str = ""  # a folder of clips, or a list of files (`latentsync prepare list` writes one)
+    validation: str = ""  # the same; empty: every 50th clip of `train` is held out
+    fps: int = 25  # frames a second that the network sees
+    size: Literal["exact", "resize"] = "exact"  # clips of another size than the training's: refuse them, or resize them
+    on_bad: Literal["error", "skip"] = "error"  # clips that cannot be used: stop, or leave them out and name them
+    workers: int = 2  # processes that read clips, for each process that trains; 0: none of their own
+    cache: str = ""  # folder of features that are computed once; empty: `cache` in run.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (arXiv 1711.05101) and the way its rate goes."""
+
+    learning_rate: float = 1e-5
+    betas: tuple[float, ...] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0  # longer gradients are shortened to this
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: to zero at run.steps
+    warmup: int = 0  # steps over which the rate rises from zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long, how large, where, and how often something is written."""
+
+    out: str = ""  # folder of checkpoints, charts and logs; the same folder again goes on from its last checkpoint
+    seed: int = 1247
+    steps: int = 10_000_000  # of the optimizer; as published, so many means: until stopped
+    batch: int = 1  # samples at a time, in each process
+    accumulation: int = 1  # batches for one step of the optimizer
+    device: str = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the arithmetic; the trained weights themselves are float32
+    gradient_checkpointing: bool = True  # compute activations again instead of keeping them: much less memory, about a third more time
+    compile: bool = False  # minutes at the start, faster after
+    ema: float = 0.0  # decay of the running mean of the weights, such as 0.9999; 0: none
+    log_every: int = 10  # steps
+    checkpoint_every: int = 1000  # steps
+    keep: int = 3  # newest checkpoints that stay
+    keep_every: int = 0  # checkpoints at every so many steps that stay for good; 0: none
+    validate_every: int = 1000  # steps; 0: only at the end
+    validation_clips: int = 32  # held-out clips on which losses are measured
+    validation_videos: int = 2  # held-out clips of which videos are made
+    resume: str = "auto"  # auto: from the last checkpoint in `out`; never; or a checkpoint's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """How much each term of the U-Net's loss counts; what counts nothing is not computed."""
+
+    recon: float = 1.0  # squared error of the predicted noise
+    sync: float = 0.0  # SyncNet
+    lpips: float = 0.0  # LPIPS on the lower half of the face
+    trepa: float = 0.0  # temporal representation alignment
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685) instead of training the weights themselves: for one speaker, from minutes of footage."""
+
+    rank: int = 0  # 0: no adapters
+    alpha: int = 0  # 0: the same as rank
+    patterns: tuple[str, ...] = ("attn1.", "attn2.")  # layers whose name contains any of these
+    save: Literal["merged", "separate"] = "merged"  # write a whole U-Net, or the adapters alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetTrain:
+    """Training of the denoising U-Net."""
+
+    kind: Literal["unet"] = "unet"
+    summary: str = ""
+    model: str = "1.5"  # what is trained: a preset (1.0, 1.5, 1.6, efficient, tiny) or a model.yaml
+    resolution: int | None = None  # of the aligned face, pixels; empty: the model's
+    start: str = ""  # weights to begin with: 1.5, 1.6, a folder, a file (Stable Diffusion 1.5's U-Net too); empty: random ones
+    vae: str = ""  # autoencoder's file; empty: the published one
+    whisper: str = ""  # speech encoder's file; empty: the published one
+    syncnet: str = ""  # for losses.sync: a checkpoint of `train syncnet`, or a file; empty: the published one
+    videomae: Literal["small", "base", "large", "huge", "giant"] = "giant"  # for losses.trepa: its size
+    videomae_file: str = ""  # its weights; empty: the published ones, which are giant
+    trainable: tuple[str, ...] = ()  # parameters whose name contains any of these are trained; empty: all
+    noise_alpha: float = 1.0  # mixed noise: share of the noise that all frames have in common is a/sqrt(1+a^2)
+    losses: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncNetTrain:
+    """Training of SyncNet."""
+
+    kind: Literal["syncnet"] = "syncnet"
+    summary: str = ""
+    net: SyncNetConfig = field(default_factory=SyncNetConfig)  # also by name: net: syncnet_16_pixel
+    start: str = ""  # weights to begin with: a checkpoint's folder or a file; empty: random ones
+    vae: str = ""  # autoencoder's file, where the network sees latents; empty: the published one
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+Train = UNetTrain | SyncNetTrain
+KINDS: dict[str, type[UNetTrain] | type[SyncNetTrain]] = {"unet": UNetTrain, "syncnet": SyncNetTrain}
+
+
+def load(kind: Kind, config: str | Path, overrides: Sequence[str] = ()) -> tuple[Train, list[str]]:
+    """A run's whole configuration, and notes on what was understood otherwise than it was written.
+
+    kind: what is trained. config: a preset's name, or a YAML file; a file may name a `preset` and say only what differs, and the published
+    project's files are translated. overrides: "run.steps=100", the value as YAML. Raises UsageError that names what cannot be used.
+    """
+    values, notes, where = _values(kind, str(config))
+    for text in overrides:
+        _override(KINDS[kind], values, text)
+    made = cast(Train, build(cast(Any, KINDS[kind]), _fitted(KINDS[kind], values), where))
+    _check(made, where)
+    return made, notes + _remarks(made)
+
+
+def presets(kind: Kind) -> list[str]:
+    """Names of the presets for training that network, sorted."""
+    return sorted(p.name.removesuffix(".yaml") for p in _folder(kind).iterdir() if p.name.endswith(".yaml"))
+
+
+def dump(config: Train) -> str:
+    """The whole configuration as YAML, every value of it, in the form that `load` reads."""
+    return _yaml(full(config))
+
+
+def full(config: Any) -> dict[str, Any]:
+    """A dataclass as plain data, values that equal the defaults included."""
+    return cast(dict[str, Any], _lists(dataclasses.asdict(config)))
+
+
+def kind_of(config: str) -> Kind:
+    """Which network a preset or a file is meant to train. Raises UsageError where that cannot be told."""
+    from latentsync.train import published
+
+    fitting = [kind for kind in KINDS if config in presets(cast(Kind, kind))]
+    if len(fitting) > 1:
+        raise UsageError(f"there is a preset '{config}' for each of {' and '.join(fitting)}; say which by --kind")
+    if fitting:
+        return cast(Kind, fitting[0])
+    values = read_values(Path(config).expanduser())
+    if published.recognised(values):
+        return published.kind_of(values)
+    if values.get("kind") in KINDS:
+        return cast(Kind, values["kind"])
+    named = [kind for kind in KINDS if values.get("preset") in presets(cast(Kind, kind))]
+    if len(named) == 1:
+        return cast(Kind, named[0])
+    own = {kind: {f.name for f in dataclasses.fields(KINDS[kind])} for kind in KINDS}
+    fitting = [kind for kind in KINDS if set(values) - {"preset"} <= own[kind]]
+    if len(fitting) != 1:
+        raise UsageError(f"{config} does not say which network it trains; write `kind: unet` or `kind: syncnet` into it, or say it by --kind")
+    return cast(Kind, fitting[0])
+
+
+def require(config: Train) -> None:
+    """Raise UsageError where a run lacks what has no default: the clips, and a place for what it makes."""
+    if not config.data.train:
+        raise UsageError("which clips? Set data.train to a folder of clips or a list of files, such as data.train=clips/")
+    if not config.run.out:
+        raise UsageError("where should the checkpoints go? Set run.out to a folder, such as run.out=runs/first")
+    if config.data.fps != 25 and (isinstance(config, SyncNetTrain) or config.losses.sync or config.syncnet):
+        raise UsageError(f"data.fps is {config.data.fps}, but SyncNet hears the sound of 25 frames a second; leave data.fps at 25")
+
+
+# From texts to values
+
+
+def _values(kind: Kind, config: str) -> tuple[dict[str, Any], list[str], str]:
+    """What a preset or a file says, without the defaults; notes; and its name for errors."""
+    from latentsync.train import published
+
+    if kind not in KINDS:
+        raise UsageError(f"'{kind}' cannot be trained; kinds are {', '.join(KINDS)}")
+    if config in presets(kind):
+        return _preset(kind, config), [], f"preset {config}"
+    path = Path(config).expanduser()
+    values = read_values(path, kind)
+    other = next(k for k in KINDS if k != kind)
+    if published.recognised(values):
+        if published.kind_of(values) != kind:
+            raise UsageError(f"{path} configures the training of another network; use: latentsync train {other} {path}")
+        return *published.translate(values, path), str(path)
+    if values.get("kind", kind) == other:
+        raise UsageError(f"{path} configures the training of another network; use: latentsync train {other} {path}")
+    _name_net(values, str(path))
+    base = values.pop("preset", None)
+    if base is None:
+        return values, [], str(path)
+    if base not in presets(kind):
+        raise UsageError(f"{path}: no preset '{base}' for training {kind}; presets are {', '.join(presets(kind))}{nearest(base, presets(kind))}")
+    return _merged(_preset(kind, base), values), [], str(path)
+
+
+def read_values(path: Path, kind: Kind | None = None) -> dict[str, Any]:
+    """The named values in a YAML file. `kind` is for the error where there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(_unknown(str(path), kind)) from None
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{path} is not a text file: {e}") from e
+    except OSError as e:
+        raise UsageError(f"cannot read {path}: {e.strerror or e}; give a preset's name or a YAML file") from e
+    return _parse(text, str(path))
+
+
+def _unknown(config: str, kind: Kind | None) -> str:
+    kinds = [kind] if kind else list(KINDS)
+    names = [name for k in kinds for name in presets(cast(Kind, k))]
+    other = next((k for k in KINDS if k not in kinds and config in presets(cast(Kind, k))), None)
+    if other is not None:
+        return f"'{config}' is a preset for another network; use: latentsync train {other} {config}"
+    return f"'{config}' is neither a preset ({', '.join(dict.fromkeys(names))}) nor a file{nearest(config, names)}"
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise UsageError(f"{where} is not valid YAML: {e}") from e
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: expected named values, found {type(values).__name__}")
+    return values
+
+
+def _folder(kind: Kind) -> Any:
+    return resources.files("latentsync.train") / "presets" / kind
+
+
+def _preset(kind: Kind, name: str) -> dict[str, Any]:
+    values = _parse((_folder(kind) / f"{name}.yaml").read_text(encoding="utf-8"), f"preset {name}")
+    _name_net(values, f"preset {name}")
+    return values
+
+
+def _name_net(values: dict[str, Any], where: str) -> None:
+    """Put a published network's description where its name stands."""
+    if isinstance(values.get("net"), str):
+        values["net"] = _net(values["net"], where)
+
+
+def _net(name: str, where: str) -> dict[str, Any]:
+    if name not in SYNCNETS:
+        raise UsageError(f"{where}: no network '{name}'; known ones are {', '.join(SYNCNETS)}{nearest(name, SYNCNETS)}")
+    return full(SYNCNETS[name])
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The upper values laid over the lower ones, section by section; lists are replaced whole."""
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        out[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def _override(kind: type, values: dict[str, Any], text: str) -> None:
+    """Set one value, given as "run.steps=100", in the plain data of a configuration. What it stands in is filled with the defaults."""
+    name, equals, raw = text.partition("=")
+    if not equals:
+        raise UsageError(f"'{text}' is not KEY=VALUE, such as run.steps=100")
+    keys = [key.strip() for key in name.split(".")]
+    place, hint, at = values, cast(Any, kind), ""
+    for depth, key in enumerate(keys):
+        if not dataclasses.is_dataclass(hint):
+            raise UsageError(f"{text}: '{at}' is a value, it holds nothing named '{key}'")
+        fields = {f.name: f for f in dataclasses.fields(hint)}
+        if key not in fields:
+            inside = f" in '{at}'" if at else ""
+            raise UsageError(f"{text}: unknown key '{key}'{inside}; known keys are {', '.join(fields)}{nearest(key, fields)}")
+        hint = typing.get_type_hints(hint)[key]
+        at = f"{at}.{key}" if at else key
+        if depth == len(keys) - 1:
+            place[key] = _scalar(hint, raw.strip(), text)
+            _name_net(values, text)
+        elif dataclasses.is_dataclass(hint):
+            if place.get(key) is None:
+                factory = fields[key].default_factory
+                place[key] = full(factory()) if factory is not dataclasses.MISSING else {}
+            place = place[key]
+            if not isinstance(place, dict):
+                raise UsageError(f"{text}: '{at}' holds {place!r}, not named values")
+
+
+def _scalar(hint: Any, raw: str, text: str) -> Any:
+    """The value in "run.steps=100": for texts as it is written, for anything else as YAML."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as e:
+        raise UsageError(f"{text}: the value is not valid YAML: {e}") from e
+    return raw if hint is str and not isinstance(value, str) else value
+
+
+def _fitted(hint: Any, value: Any) -> Any:
+    """Values as YAML has them -> as the fields want them.
+
+    YAML takes `model: 1.5` for a number, `1e-5` for a text and a name with nothing behind it for null; they mean the text, the number, and
+    nothing. What fits no better is left for `build` to refuse.
+    """
+    if dataclasses.is_dataclass(hint):
+        if value is None:
+            return {}
+        if isinstance(value, Mapping):
+            hints = typing.get_type_hints(hint)
+            return {k: _fitted(hints.get(k), v) for k, v in value.items()}
+    elif typing.get_origin(hint) is tuple:
+        if value is None:
+            return []
+        if isinstance(value, list | tuple):
+            return [_fitted(typing.get_args(hint)[0], v) for v in value]
+    elif hint is str and (value is None or (isinstance(value, int | float) and not isinstance(value, bool))):
+        return "" if value is None else str(value)
+    elif hint in (float, int, int | None) and isinstance(value, str | float):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return number if hint is float else int(number) if number.is_integer() else value
+    return value
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _lists(v) for k, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    """Sections one below the other, lists in one line."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
+    return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=150))
+
+
+# What cannot work, and what is odd
+
+
+def _check(config: Train, where: str) -> None:
+    run, optimizer, data = config.run, config.optimizer, config.data
+    wholes = [("run.seed", run.seed, 0), ("data.workers", data.workers, 0), ("data.fps", data.fps, 1), ("optimizer.warmup", optimizer.warmup, 0)]
+    wholes += [(f"run.{name}", getattr(run, name), 1) for name in ("steps", "batch", "accumulation", "keep")]
+    repeated = ("log_every", "checkpoint_every", "keep_every", "validate_every", "validation_clips", "validation_videos")
+    wholes += [(f"run.{name}", getattr(run, name), 0) for name in repeated]
+    if isinstance(config, UNetTrain):
+        wholes += [("lora.rank", config.lora.rank, 0), ("lora.alpha", config.lora.alpha, 0)]
+        if config.resolution is not None and (config.resolution <= 0 or config.resolution % 64):
+            raise UsageError(f"{where}: resolution {config.resolution} is not a positive multiple of 64")
+        losses = dataclasses.asdict(config.losses)
+        _finite(where, [(f"losses.{name}", weight) for name, weight in losses.items()] + [("noise_alpha", config.noise_alpha)])
+        if not any(losses.values()):
+            raise UsageError(f"{where}: every one of losses ({', '.join(losses)}) is 0, so there is nothing to learn from")
+        if config.losses.trepa and config.videomae != "giant" and not config.videomae_file:
+            raise UsageError(f"{where}: only the giant VideoMAE can be downloaded; give the weights of {config.videomae} by videomae_file")
+        if config.lora.rank and not config.lora.patterns:
+            raise UsageError(f"{where}: lora.patterns is empty, so no layer would get an adapter")
+    for name, value, low in wholes:
+        if value < low:
+            raise UsageError(f"{where}: {name} is {value}; it must be at least {low}")
+    if run.seed > MAX_SEED:
+        raise UsageError(f"{where}: run.seed is {run.seed}; it must be at most {MAX_SEED}")
+    _finite(where, [("optimizer.weight_decay", optimizer.weight_decay)])
+    _finite(where, [(f"optimizer.{name}", getattr(optimizer, name)) for name in ("learning_rate", "eps", "max_grad_norm")], zero=False)
+    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise UsageError(f"{where}: optimizer.betas is {list(optimizer.betas)}; it must be two numbers from 0 up to, not including, 1")
+    if not 0 <= run.ema < 1:
+        raise UsageError(f"{where}: run.ema is {run.ema}; it must be from 0 (none) up to, not including, 1")
+    if not run.resume:
+        raise UsageError(f"{where}: run.resume is empty; it must be auto, never, or a checkpoint's folder")
+    if optimizer.schedule == "cosine" and optimizer.warmup >= run.steps:
+        raise UsageError(f"{where}: optimizer.warmup {optimizer.warmup} leaves nothing of run.steps {run.steps}")
+
+
+def _finite(where: str, values: Iterable[tuple[str, float]], *, zero: bool = True) -> None:
+    for name, value in values:
+        if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+            raise UsageError(f"{where}: {name} is {value}; it must be a number {'of at least' if zero else 'above'} 0")
+
+
+def _remarks(config: Train) -> list[str]:
+    """What is allowed and may still surprise."""
+    notes = []
+    if isinstance(config, UNetTrain) and config.lora.rank and config.trainable:
+        notes.append("lora.rank is set, so adapters are trained and nothing else: `trainable` is not used")
+    if config.optimizer.schedule == "cosine" and config.run.steps == RunConfig.steps:
+        notes.append(f"optimizer.schedule is cosine over run.steps {config.run.steps:,}: set run.steps to how long you mean to train")
+    return notes

@@ -1,0 +1,130 @@
+"""Training of SyncNet: what the loop needs to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from latentsync import config as configs
+from latentsync import weights
+from latentsync.config import SyncNetConfig, VAEConfig
+from latentsync.errors import WeightsError
+from latentsync.models.load import copy_state, load_state, read_state
+from latentsync.models.syncnet import SyncNet
+from latentsync.models.vae import make_vae
+from latentsync.train.checkpoint import FOLDER, find
+from latentsync.train.clips import ClipSet
+from latentsync.train.data import clips_of
+from latentsync.train.loop import Batch, Say
+from latentsync.train.syncnet_step import SyncNetStep
+from latentsync.train.windows import Pick, Picks, SyncNetWindows, loader
+from latentsync.weights.convert import save
+
+if TYPE_CHECKING:
+    from latentsync.device import Compute
+    from latentsync.train.config import SyncNetTrain
+
+DESCRIPTION = "syncnet.yaml"
+WEIGHTS = "syncnet.safetensors"
+VALIDATION_PASSES = 4  # windows of each held-out clip: accuracy on one of each would be coarse
+VALIDATION_BATCH = 32  # windows together
+
+
+class SyncNetTask:
+    """SyncNet, the autoencoder where it sees latents, and the clips."""
+
+    name = "syncnet"
+    sparse: tuple[str, ...] = ("positive", "negative")
+
+    def __init__(self, config: SyncNetTrain, *, home: str | Path | None = None, say: Say) -> None:
+        self.config = config
+        self.net = config.net
+        self.frames = self.net.frames
+        self.network = SyncNet(self.net)
+        if config.start:
+            state, start = syncnet_files(config.start, home)
+            if start is not None and start != self.net:
+                say(f"note: {config.start} describes another SyncNet than this configuration")
+            copy_state(self.network, state, f"SyncNet {config.start}")
+            say(f"starts from {config.start}")
+        self.network.gradient_checkpointing = config.run.gradient_checkpointing
+        say(f"SyncNet: {sum(p.numel() for p in self.network.parameters()):,} parameters, all trained")
+        self.vae = None
+        if self.net.latent:
+            state = read_state(Path(config.vae).expanduser()) if config.vae else weights.resolve("1.5", home=home, need=("vae",)).state("vae")
+            self.vae = make_vae(VAEConfig())
+            load_state(self.vae, state, "autoencoder")
+            self.vae.requires_grad_(False).eval()
+        self.training, self.validation, self.cache = clips_of(config.data, config.run.out, self.frames, self.net.resolution, say)
+        self.compute: Compute
+        self.step: SyncNetStep
+
+    def place(self, compute: Compute) -> None:
+        self.compute = compute
+        if self.vae is not None:
+            self.vae.to(compute.device, compute.dtype)
+        self.step = SyncNetStep(self.net, vae=self.vae)
+
+    def batches(self, *, rank: int, world: int, start: int) -> Iterable[Batch]:
+        run = self.config.run
+        picks = Picks(len(self.training), seed=run.seed, batch=run.batch, rank=rank, world=world, start=start)
+        return loader(self._windows(self.training), picks, workers=self.config.data.workers, pin_memory=self.compute.device.type != "cpu")
+
+    def held_out(self, *, rank: int, world: int) -> Iterable[Batch]:
+        windows = self._windows(self.validation)
+        clips = min(len(self.validation), self.config.run.validation_clips)
+        picks = [Pick(epoch, index, epoch * clips + index) for epoch in range(VALIDATION_PASSES) for index in range(clips)]
+        batches = [picks[i : i + VALIDATION_BATCH] for i in range(0, len(picks), VALIDATION_BATCH)]
+        return loader(windows, batches[rank::world], workers=self.config.data.workers)
+
+    def terms(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return self.step(network, batch)
+
+    def preview(self, network: nn.Module, folder: Path) -> dict[str, float]:
+        return {}
+
+    def write(self, folder: Path, network: nn.Module) -> None:
+        save(network.state_dict(), folder / WEIGHTS, {"format": "pt", "latentsync.role": "syncnet"})
+        (folder / DESCRIPTION).write_text(configs.dump(self.net), encoding="utf-8")
+
+    def read(self, folder: Path) -> None:
+        copy_state(self.network, read_state(folder / WEIGHTS), f"SyncNet of {folder}")
+
+    def _windows(self, clips: ClipSet) -> SyncNetWindows:
+        return SyncNetWindows(
+            clips,
+            frames=self.frames,
+            resolution=self.net.resolution,
+            lower_half=self.net.lower_half and not self.net.latent,
+            seed=self.config.run.seed,
+            cache=self.cache,
+        )
+
+
+def syncnet_files(source: str, home: str | Path | None) -> tuple[dict[str, Tensor], SyncNetConfig | None]:
+    """A run or a checkpoint folder of ours, a weights file, or '' for the published network -> its state and, where it is said, its description."""
+    if not source:
+        return weights.training_state("syncnet", home=home), SyncNetConfig()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if (path / FOLDER).is_dir():  # a run's
+            path = find(path)
+        file = path / WEIGHTS
+        if not file.is_file():
+            raise WeightsError(f"{path} holds no {WEIGHTS}; give a checkpoint folder of `latentsync train syncnet`, or a weights file")
+        described = path / DESCRIPTION
+        return read_state(file), configs.parse_as(SyncNetConfig, described.read_text(encoding="utf-8"), str(described))
+    if not path.is_file():
+        raise WeightsError(f"there is no SyncNet at {path}; give a checkpoint folder, a weights file, or nothing for the published one")
+    return read_state(path), None
+
+
+def load_syncnet(source: str, home: str | Path | None) -> tuple[SyncNet, SyncNetConfig]:
+    """The frozen SyncNet of a source as in `syncnet_files`; a bare file is taken to be the published network."""
+    state, described = syncnet_files(source, home)
+    config = described or SyncNetConfig()
+    net = load_state(SyncNet(config), state, f"SyncNet {source or 'stable_syncnet.pt'}")
+    return net.requires_grad_(False).eval(), config

@@ -1,0 +1,111 @@
+"""Something to look at and to measure while training: generated windows of held-out clips beside the real ones, with their sync score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentsync import denoise
+from latentsync.loading import Model
+from latentsync.media.clip_writer import write_clip
+from latentsync.models.syncnet import visual_input
+from latentsync.options import Options
+from latentsync.pipeline import LipSync
+from latentsync.speech.sync_mel import mel_start
+
+if TYPE_CHECKING:
+    from latentsync.config import SyncNetConfig
+    from latentsync.models.syncnet import SyncNet
+
+LAGS = range(-10, 11)  # frames that the sound is shifted: 0.4 s each way, twice what viewers notice
+SCORED_AT_ONCE = 8  # windows through SyncNet together
+
+
+class HeldOut(NamedTuple):
+    """One held-out clip, as the network gets it."""
+
+    name: str
+    frames: np.ndarray  # (n, R, R, 3) uint8
+    contexts: Tensor  # (n, tokens, width)
+    samples: np.ndarray  # (m,) 16 kHz
+    mel: Tensor | None  # (80, t)
+
+
+class SyncScore(NamedTuple):
+    """How well lips follow the sound, as SyncNet hears and sees it."""
+
+    cosine: float  # mean over the windows, the sound unshifted
+    confidence: float  # how far the best shift stands out: its cosine minus the median over all shifts
+    offset: int  # that shift, in frames; positive: the sound comes late
+
+
+@torch.no_grad()
+def sync_score(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor, fps: int = 25) -> SyncScore | None:
+    """Frames (n, 3, h, w) in [-1, 1] and their mel (80, t) -> scores over all windows; None where n is less than one window.
+
+    Each window is compared with the sound at shifts of -10 to 10 frames, as far as the sound reaches; the scheme is that of
+    Chung and Zisserman 2016 (Out of time), with cosines instead of distances. For networks that see pixels, not latents.
+    """
+    starts = range(frames.shape[0] - config.frames + 1)
+    if not starts:
+        return None
+    device = next(net.parameters()).device
+    columns = config.mel_columns
+    vision, audio = [], []
+    places = [mel_start(i, fps) for i in starts]
+    inside = [k for k in range(len(places)) if places[k] + columns <= mel.shape[1]]
+    if not inside:
+        return None
+    for i in range(0, len(inside), SCORED_AT_ONCE):
+        some = inside[i : i + SCORED_AT_ONCE]
+        seen = torch.stack([frames[k : k + config.frames] for k in some])
+        heard = torch.stack([mel[None, :, places[k] : places[k] + columns] for k in some])
+        v, a = net(visual_input(seen.to(device), config), heard.to(device))
+        vision.append(v.float().cpu())
+        audio.append(a.float().cpu())
+    cosines = torch.cat(vision) @ torch.cat(audio).T  # (windows, windows)
+    by_lag = {lag: cosines.diagonal(lag).mean().item() for lag in LAGS if abs(lag) < len(inside)}
+    best = max(by_lag, key=lambda lag: by_lag[lag])
+    return SyncScore(by_lag[0], by_lag[best] - float(np.median(list(by_lag.values()))), best)
+
+
+def generate(model: Model, clip: HeldOut, options: Options) -> np.ndarray:
+    """The clip's frames with their mouths made anew from its own sound: (n, R, R, 3) uint8, by the very steps that `sync` takes."""
+    lipsync = LipSync(model)
+    size = model.config.latent_size
+    noise = denoise.shared_noise(options.seed, model.config.vae.latent_channels, size, size)
+    made = []
+    for start in range(0, len(clip.frames), model.config.window):
+        stop = min(start + model.config.window, len(clip.frames))
+        crops = torch.from_numpy(clip.frames[None, start:stop])
+        made.append(lipsync.synthesise(crops, clip.contexts[None, start:stop], noise=noise, numbers=list(range(start, stop)), options=options)[0])
+    return torch.cat(made).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def preview(
+    model: Model, clips: Sequence[HeldOut], folder: Path, options: Options, syncnet: SyncNet | None, config: SyncNetConfig | None, fps: int = 25
+) -> dict[str, float]:
+    """Write one video for each clip, generated left and real right with the sound, and return the mean scores of both sides.
+
+    Without a SyncNet there are videos and no scores.
+    """
+    scores: dict[str, list[float]] = {}
+    for clip in clips:
+        made = generate(model, clip, options)
+        write_clip(folder / f"{clip.name}.mp4", np.concatenate([made, clip.frames], axis=2), Fraction(fps), clip.samples)
+        if syncnet is None or config is None or clip.mel is None or config.latent:
+            continue
+        for side, frames in (("", made), ("_real", clip.frames)):
+            pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+            score = sync_score(syncnet, config, pixels, clip.mel, fps)
+            if score is not None:
+                scores.setdefault(f"sync_cosine{side}", []).append(score.cosine)
+                scores.setdefault(f"sync_confidence{side}", []).append(score.confidence)
+                scores.setdefault(f"sync_offset{side}", []).append(abs(score.offset))
+    return {name: float(np.mean(values)) for name, values in scores.items()}

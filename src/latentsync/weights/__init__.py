@@ -1,0 +1,55 @@
+"""Weights: a model's name or folder -> its files, checked, with the description that belongs to them. Importing this loads no torch.
+
+files = resolve("1.6")                 # a ModelFiles, or a WeightsError that names the command to run
+state = files.state("unet")            # tensors by published key, memory-mapped
+"""
+
+from latentsync.hub import Progress
+from latentsync.weights.collection import (
+    FileInfo,
+    ModelFiles,
+    ModelInfo,
+    ModelRow,
+    available,
+    deduce,
+    download,
+    download_with_progress,
+    gigabytes,
+    info,
+    resolve,
+    roles,
+)
+from latentsync.weights.places import extra_folders, home_folder, hub_cache, search_folders
+from latentsync.weights.releases import FACE, PUBLISHED, TRAINING, Bundle, Registry, RemoteFile
+from latentsync.weights.training import training_file, training_state, unet_in
+from latentsync.weights.untrained import new
+
+__all__ = [
+    "FACE",
+    "PUBLISHED",
+    "TRAINING",
+    "Bundle",
+    "FileInfo",
+    "ModelFiles",
+    "ModelInfo",
+    "ModelRow",
+    "Progress",
+    "Registry",
+    "RemoteFile",
+    "available",
+    "deduce",
+    "download",
+    "download_with_progress",
+    "extra_folders",
+    "gigabytes",
+    "home_folder",
+    "hub_cache",
+    "info",
+    "new",
+    "resolve",
+    "roles",
+    "search_folders",
+    "training_file",
+    "training_state",
+    "unet_in",
+]

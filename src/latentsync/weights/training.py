@@ -1,0 +1,76 @@
+"""Weights that only training needs: the frozen networks behind its losses, and what a training begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentsync.errors import UsageError, WeightsError
+from latentsync.weights import places
+from latentsync.weights.collection import IN_FOLDER, _bundle_with, _first, _locate_equal, gigabytes
+from latentsync.weights.releases import PUBLISHED, TRAINING, Registry
+
+if TYPE_CHECKING:
+    import torch
+
+WHAT = {
+    "syncnet": "SyncNet (losses.sync)",
+    "vgg16": "VGG16, on whose features LPIPS works (losses.lpips)",
+    "lpips": "the linear heads of LPIPS (losses.lpips)",
+    "videomae": "VideoMAE V2 giant (losses.trepa)",
+}
+OWN = {"syncnet": ("syncnet.safetensors",)}  # what `train syncnet` writes
+# How Stable Diffusion's folders in the form of diffusers call their U-Net: of the whole pipeline, and of its `unet` alone.
+DIFFUSERS = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+
+
+def training_file(role: str, home: str | Path | None = None, path: str | Path = "", *, registry: Registry = PUBLISHED) -> Path:
+    """Where a network that training needs lies: role syncnet, vgg16, lpips or videomae.
+
+    path: a file, or a folder that holds one under its usual names, instead of the published one. Without it the search path is looked
+    through. Raises WeightsError that names the file, its size and the command that fetches it.
+    """
+    if role not in TRAINING:
+        raise UsageError(f"'{role}' is no network that training needs; they are {', '.join(TRAINING)}")
+    remote = registry.by_role(role)[0]
+    if str(path):
+        return _given(Path(path).expanduser(), WHAT[role], (*OWN.get(role, ()), Path(remote.path).name, *remote.names))
+    root = places.home_folder(home)
+    found = _locate_equal(remote, root, registry)
+    if found is None:
+        bundle = _bundle_with(role, registry)
+        total = gigabytes(sum(f.size or 0 for f in registry.of(bundle)))
+        looked = ", ".join(map(str, [*places.search_folders(root), places.hub_cache()]))
+        raise WeightsError(
+            f"training needs {WHAT[role]}, and {Path(remote.path).name} ({gigabytes(remote.size)}) is not here. "
+            f"Run: latentsync models download {bundle} ({total} in all)\nlooked in: {looked}"
+        )
+    return found
+
+
+def training_state(role: str, home: str | Path | None = None, path: str | Path = "", *, registry: Registry = PUBLISHED) -> dict[str, torch.Tensor]:
+    """State dict of a network that training needs, by the names in its file; see `training_file`."""
+    from latentsync.models.load import read_state
+
+    return read_state(training_file(role, home, path, registry=registry))
+
+
+def unet_in(folder: Path) -> Path:
+    """The file of the U-Net in a model's folder, the published project's, or one of Stable Diffusion in the form of diffusers."""
+    return _given(folder, "a U-Net", (*IN_FOLDER["unet"], *DIFFUSERS))
+
+
+def _given(path: Path, what: str, names: tuple[str, ...]) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"there is no file or folder {path}; it was given for {what}")
+    found = _first(path, names)
+    if found is None:
+        raise WeightsError(f"{path} holds no file for {what}; one of these is expected: {', '.join(dict.fromkeys(names))}")
+    return found

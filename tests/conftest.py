@@ -1,0 +1,86 @@
+"""Where the tests find what is not in the repository. Golden numbers and clips are read from folders beside the checkout or named by variables."""
+
+import importlib.util
+import os
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def beside(variable: str, name: str) -> Path:
+    return Path(os.environ.get(variable) or ROOT.parent / "shared" / name)
+
+
+def loaded(file: Path) -> Any:
+    """A Python file outside every package, as a module."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the published system's numbers (LATENTSYNC_GOLDEN, else ../shared/golden)."""
+    folder = beside("LATENTSYNC_GOLDEN", "golden")
+    if not folder.is_dir():
+        pytest.skip(f"no golden numbers at {folder}; set LATENTSYNC_GOLDEN")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def goldenlib(golden: Path) -> Any:
+    """The generator of golden weights and inputs, which lies beside the numbers."""
+    return loaded(golden / "goldenlib.py")
+
+
+@pytest.fixture(scope="session")
+def clips() -> Path:
+    """Folder of real clips (LATENTSYNC_CLIPS, else ../shared/clips)."""
+    folder = beside("LATENTSYNC_CLIPS", "clips")
+    if not folder.is_dir():
+        pytest.skip(f"no clips at {folder}; set LATENTSYNC_CLIPS")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def public_weights() -> Path:
+    """Folder of small public weights (LATENTSYNC_TEST_WEIGHTS, else ../shared/weights)."""
+    folder = beside("LATENTSYNC_TEST_WEIGHTS", "weights")
+    if not folder.is_dir():
+        pytest.skip(f"no public weights at {folder}; set LATENTSYNC_TEST_WEIGHTS")
+    return folder
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int = 16000) -> Path:
+    """Mono float samples in -1..1 as a 16-bit file."""
+    with wave.open(str(path), "wb") as f:
+        f.setnchannels(1)
+        f.setsampwidth(2)
+        f.setframerate(rate)
+        f.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with 2 s of the drawn sample: sample.mp4 (320 px, 25 fps), speech.wav, points.npz."""
+    module = loaded(ROOT / "tools" / "sample.py")
+    folder = tmp_path_factory.mktemp("sample")
+    module.make(folder, seconds=2.0, size=320)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained model of the preset tiny."""
+    from latentsync import weights
+
+    return weights.new("tiny", tmp_path_factory.mktemp("models") / "tiny")
