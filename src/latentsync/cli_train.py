@@ -61,29 +61,75 @@ def train_syncnet(
     _train("syncnet", config, values, home, as_json)
 
 
+@train_app.command("autoencoder")
+def train_autoencoder(
+    config: Annotated[str, CONFIG],
+    values: Annotated[list[str] | None, VALUES] = None,
+    home: Annotated[Path | None, HOME] = None,
+    as_json: Annotated[bool, RESULT_AS_JSON] = False,
+) -> None:
+    """Train a small autoencoder between face crops and latents, as the demo model's.
+
+    The same command again goes on where the run in run.out stands.
+    """
+    _train("autoencoder", config, values, home, as_json)
+
+
+@train_app.command("speech")
+def train_speech(
+    config: Annotated[str, CONFIG],
+    values: Annotated[list[str] | None, VALUES] = None,
+    home: Annotated[Path | None, HOME] = None,
+    as_json: Annotated[bool, RESULT_AS_JSON] = False,
+) -> None:
+    """Train a small speech encoder on sounds whose articulation is known, as the demo model's.
+
+    The same command again goes on where the run in run.out stands.
+    """
+    _train("speech", config, values, home, as_json)
+
+
+@train_app.command("tracker")
+def train_tracker(
+    config: Annotated[str, CONFIG],
+    values: Annotated[list[str] | None, VALUES] = None,
+    home: Annotated[Path | None, HOME] = None,
+    as_json: Annotated[bool, RESULT_AS_JSON] = False,
+) -> None:
+    """Train a small face finder on clips whose landmarks are known, as the demo model's.
+
+    The same command again goes on where the run in run.out stands.
+    """
+    _train("tracker", config, values, home, as_json)
+
+
 @train_app.command("presets")
 def train_presets(as_json: Annotated[bool, AS_JSON] = False) -> None:
     """The presets that ship with the program."""
-    from latentsync.train.config import load, presets
+    from latentsync.train.config import KINDS, load, presets
 
-    kinds: tuple[Kind, ...] = ("unet", "syncnet")
-    rows = [{"kind": kind, "name": name, "summary": load(kind, name)[0].summary} for kind in kinds for name in presets(kind)]
+    rows = [{"kind": kind, "name": name, "summary": load(kind, name)[0].summary} for kind in KINDS for name in presets(kind)]
     if as_json:
         typer.echo(json.dumps(rows))
         return
     for row in rows:
-        typer.echo(f"{row['kind']:<8} {row['name']:<21} {row['summary']}")
+        typer.echo(f"{row['kind']:<12} {row['name']:<21} {row['summary']}")
 
 
 @train_app.command("show")
 def train_show(
     config: Annotated[str, CONFIG],
     values: Annotated[list[str] | None, VALUES] = None,
-    kind: Annotated[str, typer.Option(metavar="unet|syncnet", help="Which network CONFIG trains, where it does not say so itself.")] = "",
+    kind: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND", help="Which network CONFIG trains (unet, syncnet, autoencoder, speech, tracker), where it does not say so itself."
+        ),
+    ] = "",
 ) -> None:
     """Print a whole configuration as YAML.
 
-    Every value of it is there, in the form that `train unet` or `train syncnet` reads.
+    Every value of it is there, in the form that `train unet`, `train syncnet` and so on read.
     """
     from latentsync.train.config import dump, kind_of, load
 

@@ -38,7 +38,7 @@ class UNetConfig:
 class VAEConfig:
     """The autoencoder between pixels and latents (Stable Diffusion's AutoencoderKL)."""
 
-    kind: Literal["kl", "tiny"] = "kl"  # tiny = TAESD, for previews
+    kind: Literal["kl", "tiny", "small"] = "kl"  # tiny = TAESD, for previews; small = the one of the model that ships
     channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     latent_channels: int = 4
@@ -56,6 +56,7 @@ class WhisperConfig:
     width: int = 384
     heads: int = 6
     layers: int = 4
+    depths: Literal["all", "last"] = "all"  # what the U-Net hears of each position: the states of all depths, or the last layer's alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +179,17 @@ VIDEOMAES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaceNetConfig:
+    """The small face finder of the model that ships: one network that finds faces in a picture, and one that places points on a face."""
+
+    detector: int = 160  # longer side of the picture that faces are found in, pixels
+    detector_channels: tuple[int, ...] = (16, 32, 64, 96)
+    crop: int = 96  # side of the face crop that points are placed on, pixels
+    crop_channels: tuple[int, ...] = (24, 48, 96, 128)
+    points: int = 68  # iBUG's order
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
     """The noise schedule the U-Net was trained with."""
 
@@ -188,6 +200,16 @@ class DiffusionConfig:
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     spacing: Literal["leading", "trailing", "linspace"] = "leading"
     steps_offset: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefaultsConfig:
+    """What a job takes where its user does not choose."""
+
+    steps: int = 20
+    guidance: float = 1.5
+    scheduler: str = "ddim"
+    face_backend: str = "mediapipe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +224,9 @@ class ModelConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     whisper: WhisperConfig = field(default_factory=WhisperConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    defaults: DefaultsConfig = field(default_factory=DefaultsConfig)
+    reference: Literal["self", "fixed"] = "self"  # the face that shows what to draw: each frame's own, or one frame of its shot for all
+    hull: bool = False  # paste within the outline of the face only
 
     @property
     def latent_size(self) -> int:

@@ -1,4 +1,4 @@
-"""Clips -> weights: training of the U-Net and of SyncNet.
+"""Clips -> weights: training of the U-Net, of SyncNet, and of the small networks of the model that ships.
 
 from latentsync import train
 config, notes = train.load("unet", "stage2", ["data.train=clips", "run.out=runs/first", "start=1.5"])
@@ -11,17 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentsync.train.config import SyncNetTrain, UNetTrain, dump, load, presets, require
+from latentsync.train.config import AutoencoderTrain, SpeechTrain, SyncNetTrain, TrackerTrain, Train, UNetTrain, dump, load, presets, require
 
 if TYPE_CHECKING:
-    from latentsync.train.loop import Outcome, Say, Show
+    from latentsync.train.loop import Outcome, Say, Show, Task
 
-__all__ = ["SyncNetTrain", "UNetTrain", "dump", "load", "presets", "run"]
+__all__ = ["AutoencoderTrain", "SpeechTrain", "SyncNetTrain", "TrackerTrain", "UNetTrain", "dump", "load", "presets", "run"]
 
 
-def run(
-    config: UNetTrain | SyncNetTrain, *, notes: Sequence[str] = (), home: str | Path | None = None, say: Say | None = None, show: Show | None = None
-) -> Outcome:
+def run(config: Train, *, notes: Sequence[str] = (), home: str | Path | None = None, say: Say | None = None, show: Show | None = None) -> Outcome:
     """Train what the configuration says, from where the run in its folder stands.
 
     `say` hears words for people, first the `notes`; `show` (steps done, steps in all, values of the last row) is called after every step; both in
@@ -33,8 +31,6 @@ def run(
     import torch
 
     from latentsync.train.loop import is_main, train
-    from latentsync.train.syncnet import SyncNetTask
-    from latentsync.train.unet import UNetTask
 
     require(config)
     tell: Say = say if say is not None and is_main() else lambda _: None
@@ -43,9 +39,27 @@ def run(
     torch.manual_seed(config.run.seed)  # what is new in the networks is drawn from it
     random.seed(config.run.seed)  # nothing here draws from these two, but if anything else does, a seed means the same run again
     np.random.seed(config.run.seed % 2**32)
-    task: UNetTask | SyncNetTask
+    return train(_task(config, home, tell), config.run, config.optimizer, dump(config), say=say, show=show)
+
+
+def _task(config: Train, home: str | Path | None, say: Say) -> Task:
+    """What the configuration trains, its networks and clips at hand."""
     if isinstance(config, UNetTrain):
-        task = UNetTask(config, home=home, say=tell)
-    else:
-        task = SyncNetTask(config, home=home, say=tell)
-    return train(task, config.run, config.optimizer, dump(config), say=say, show=show)
+        from latentsync.train.unet import UNetTask
+
+        return UNetTask(config, home=home, say=say)
+    if isinstance(config, SyncNetTrain):
+        from latentsync.train.syncnet import SyncNetTask
+
+        return SyncNetTask(config, home=home, say=say)
+    if isinstance(config, AutoencoderTrain):
+        from latentsync.train.autoencoder import AutoencoderTask
+
+        return AutoencoderTask(config, say=say)
+    if isinstance(config, SpeechTrain):
+        from latentsync.train.speech import SpeechTask
+
+        return SpeechTask(config, say=say)
+    from latentsync.train.tracker import TrackerTask
+
+    return TrackerTask(config, say=say)

@@ -1,8 +1,8 @@
 """What a training run is, as frozen and strict data: presets, YAML files, and `key=value` on top.
 
-A configuration is layered: the defaults here, then a preset (`presets/unet/*.yaml`, `presets/syncnet/*.yaml`, which hold only what differs),
-then a file, then the values of the command line. The published project's own YAML files are understood as well (`published`). Figures are those
-of the paper (arXiv 2412.09262) and of the published configurations.
+A configuration is layered: the defaults here, then a preset (`presets/KIND/*.yaml`, which hold only what differs), then a file, then the values
+of the command line. The published project's own YAML files are understood as well (`published`). Figures are those of the paper (arXiv 2412.09262)
+and of the published configurations.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from latentsync.config import SYNCNETS, SyncNetConfig, build, nearest
+from latentsync.config import SYNCNETS, FaceNetConfig, SyncNetConfig, VAEConfig, WhisperConfig, build, nearest
 from latentsync.errors import UsageError
 from latentsync.options import MAX_SEED
 
-Kind = Literal["unet", "syncnet"]
+Kind = Literal["unet", "syncnet", "autoencoder", "speech", "tracker"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,20 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """How the U-Net's samples are drawn and weighed. The defaults are the published way."""
+
+    latents: Literal["each step", "once"] = "each step"  # encode the pictures at every step, or once before the first and keep them in data.cache
+    late: float = 0.0  # share of the samples whose timestep is drawn from the noisier half only
+    shared_noise: float = 0.0  # share of the windows in which all frames have one noise, as they have in use
+    audio_dropout: float = 0.0  # share of the windows that hear nothing, for guidance
+    fixed_reference: float = 0.0  # share of the windows whose references are one frame, repeated, as in use where the model's reference is fixed
+    flip: bool = False  # mirror half of the windows
+    kept: float = 1.0  # what an error outside of the mask counts, where inside it counts 1
+    mouth: float = 1.0  # what an error around the mouth counts
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters (arXiv 2106.09685) instead of training the weights themselves: for one speaker, from minutes of footage."""
 
@@ -110,6 +124,7 @@ class UNetTrain:
     trainable: tuple[str, ...] = ()  # parameters whose name contains any of these are trained; empty: all
     noise_alpha: float = 1.0  # mixed noise: share of the noise that all frames have in common is a/sqrt(1+a^2)
     losses: LossConfig = field(default_factory=LossConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -130,8 +145,71 @@ class SyncNetTrain:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-Train = UNetTrain | SyncNetTrain
-KINDS: dict[str, type[UNetTrain] | type[SyncNetTrain]] = {"unet": UNetTrain, "syncnet": SyncNetTrain}
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderLosses:
+    """How much each term of the small autoencoder's loss counts."""
+
+    l1: float = 1.0
+    gradient: float = 1.0  # L1 of the differences between neighbouring pixels, at two scales
+    squared: float = 3.0
+    latent: float = 0.001  # squared latents, so that they stay small
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTrain:
+    """Training of a small autoencoder (kind `small`) on face crops."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    summary: str = ""
+    net: VAEConfig = field(default_factory=lambda: VAEConfig(kind="small"))
+    resolution: int = 128  # of the aligned face, pixels
+    crop: int = 64  # side of the pieces that are trained on, pixels
+    mouth: float = 0.6  # share of the pieces that are aimed at the mouth
+    masked: float = 0.2  # share of the pieces that are cut from masked faces, which the U-Net sees too
+    noise: float = 0.1  # standard deviation of noise on the latents, in theirs: the U-Net's latents are not exact either
+    start: str = ""  # weights to begin with: a checkpoint's folder or a file; empty: random ones
+    losses: AutoencoderLosses = field(default_factory=AutoencoderLosses)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechTrain:
+    """Training of a speech encoder of Whisper's shape on articulation: what mouth and tongue do while one hears this."""
+
+    kind: Literal["speech"] = "speech"
+    summary: str = ""
+    net: WhisperConfig = field(default_factory=WhisperConfig)
+    seconds: float = 6.0  # of a sample
+    lip_gap: float = 1.0  # what the opening of the lips counts, where each articulation channel counts 1
+    start: str = ""  # weights to begin with: a checkpoint's folder or a file; empty: random ones
+    data: DataConfig = field(default_factory=DataConfig)  # sounds with a track beside them (.npz: articulation, lip_gap)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerTrain:
+    """Training of the small face finder on whole frames whose landmarks are known."""
+
+    kind: Literal["tracker"] = "tracker"
+    summary: str = ""
+    net: FaceNetConfig = field(default_factory=FaceNetConfig)
+    start: str = ""  # weights to begin with: a checkpoint's folder or a file; empty: random ones
+    data: DataConfig = field(default_factory=DataConfig)  # clips with their truth beside them (.npz: landmarks)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+Train = UNetTrain | SyncNetTrain | AutoencoderTrain | SpeechTrain | TrackerTrain
+KINDS: dict[Kind, type[Train]] = {
+    "unet": UNetTrain,
+    "syncnet": SyncNetTrain,
+    "autoencoder": AutoencoderTrain,
+    "speech": SpeechTrain,
+    "tracker": TrackerTrain,
+}
 
 
 def load(kind: Kind, config: str | Path, overrides: Sequence[str] = ()) -> tuple[Train, list[str]]:
@@ -183,7 +261,8 @@ def kind_of(config: str) -> Kind:
     own = {kind: {f.name for f in dataclasses.fields(KINDS[kind])} for kind in KINDS}
     fitting = [kind for kind in KINDS if set(values) - {"preset"} <= own[kind]]
     if len(fitting) != 1:
-        raise UsageError(f"{config} does not say which network it trains; write `kind: unet` or `kind: syncnet` into it, or say it by --kind")
+        kinds = " or ".join(f"`kind: {kind}`" for kind in KINDS)
+        raise UsageError(f"{config} does not say which network it trains; write {kinds} into it, or say it by --kind")
     return cast(Kind, fitting[0])
 
 
@@ -193,7 +272,7 @@ def require(config: Train) -> None:
         raise UsageError("which clips? Set data.train to a folder of clips or a list of files, such as data.train=clips/")
     if not config.run.out:
         raise UsageError("where should the checkpoints go? Set run.out to a folder, such as run.out=runs/first")
-    if config.data.fps != 25 and (isinstance(config, SyncNetTrain) or config.losses.sync or config.syncnet):
+    if config.data.fps != 25 and (isinstance(config, SyncNetTrain) or (isinstance(config, UNetTrain) and (config.losses.sync or config.syncnet))):
         raise UsageError(f"data.fps is {config.data.fps}, but SyncNet hears the sound of 25 frames a second; leave data.fps at 25")
 
 
@@ -210,13 +289,11 @@ def _values(kind: Kind, config: str) -> tuple[dict[str, Any], list[str], str]:
         return _preset(kind, config), [], f"preset {config}"
     path = Path(config).expanduser()
     values = read_values(path, kind)
-    other = next(k for k in KINDS if k != kind)
+    meant = published.kind_of(values) if published.recognised(values) else values.get("kind", kind)
+    if meant != kind and meant in KINDS:
+        raise UsageError(f"{path} configures the training of another network; use: latentsync train {meant} {path}")
     if published.recognised(values):
-        if published.kind_of(values) != kind:
-            raise UsageError(f"{path} configures the training of another network; use: latentsync train {other} {path}")
         return *published.translate(values, path), str(path)
-    if values.get("kind", kind) == other:
-        raise UsageError(f"{path} configures the training of another network; use: latentsync train {other} {path}")
     _name_net(values, str(path))
     base = values.pop("preset", None)
     if base is None:
@@ -398,6 +475,12 @@ def _check(config: Train, where: str) -> None:
             raise UsageError(f"{where}: only the giant VideoMAE can be downloaded; give the weights of {config.videomae} by videomae_file")
         if config.lora.rank and not config.lora.patterns:
             raise UsageError(f"{where}: lora.patterns is empty, so no layer would get an adapter")
+        recipe = config.recipe
+        _shares(where, [(f"recipe.{name}", getattr(recipe, name)) for name in ("late", "shared_noise", "audio_dropout", "fixed_reference")])
+        _finite(where, [("recipe.kept", recipe.kept), ("recipe.mouth", recipe.mouth)])
+    if isinstance(config, AutoencoderTrain):
+        _shares(where, [("mouth", config.mouth), ("masked", config.masked)])
+        _finite(where, [(f"losses.{name}", weight) for name, weight in dataclasses.asdict(config.losses).items()] + [("noise", config.noise)])
     for name, value, low in wholes:
         if value < low:
             raise UsageError(f"{where}: {name} is {value}; it must be at least {low}")
@@ -419,6 +502,12 @@ def _finite(where: str, values: Iterable[tuple[str, float]], *, zero: bool = Tru
     for name, value in values:
         if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
             raise UsageError(f"{where}: {name} is {value}; it must be a number {'of at least' if zero else 'above'} 0")
+
+
+def _shares(where: str, values: Iterable[tuple[str, float]]) -> None:
+    for name, value in values:
+        if not 0 <= value <= 1:
+            raise UsageError(f"{where}: {name} is {value}; it is a share, from 0 to 1")
 
 
 def _remarks(config: Train) -> list[str]:
