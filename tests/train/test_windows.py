@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import pickle
 import threading
 import time
@@ -13,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -342,6 +344,20 @@ def test_workers_change_nothing(syncnet: SyncNetWindows, workers: int, method: s
     assert expected[0]["position"].dtype == torch.int64
     assert expected[0]["label"].dtype == expected[0]["weight"].dtype == torch.float32
     assert not [t for t in threading.enumerate() if t.name.startswith("latentsync-")]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_workers_are_forked_off_a_process_whose_opencv_has_threads(syncnet: SyncNetWindows) -> None:
+    """A forked worker has none of those threads; it must not wait for them."""
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(4)
+        cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 5)  # starts them
+        assert len(batches(syncnet, 2, 1, start_method="fork")) == 2
+        assert cv2.getNumThreads() == 4
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_workers_compute_what_this_process_would(clips: ClipSet, unet: UNetWindows, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ processes and a resumed run change nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import signal
@@ -297,7 +298,8 @@ def _collate_carried(items: Sequence[Any]) -> Any:
 
 class _Loader(DataLoader[Any]):
     def __iter__(self) -> Any:
-        batches = super().__iter__()
+        with _without_cv2_threads():
+            batches = super().__iter__()  # starts the workers
         try:
             for batch in batches:
                 if isinstance(batch, LatentSyncError):
@@ -310,6 +312,17 @@ class _Loader(DataLoader[Any]):
             # Now, and not when the last traceback that knows of this is forgotten: a program that ends with one would wait for its workers for ever.
             if hasattr(batches, "_shutdown_workers"):
                 batches._shutdown_workers()
+
+
+@contextlib.contextmanager
+def _without_cv2_threads() -> Iterator[None]:
+    """Within it OpenCV has no threads: a process that is forked off has none of them either, and would wait for them for ever."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _prepare_worker(worker: int) -> None:
