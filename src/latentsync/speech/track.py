@@ -47,7 +47,7 @@ class SpeechTrack:
         count, peak = _survey(samples, config.mels)
         self.duration = Fraction(count, SAMPLE_RATE)  # seconds
         self.positions = max(1, frame_count(count) // 2)
-        self.tokens = (BEFORE + 1 + AFTER) * (config.layers + 1)
+        self.tokens = (BEFORE + 1 + AFTER) * encoder.depths
         self.width = config.width
         self._reader = _MelReader(samples, config.mels, peak, frame_count(count))
         self._block = config.positions
@@ -60,7 +60,7 @@ class SpeechTrack:
         return self.contexts([time])[0]
 
     def contexts(self, times: Sequence[Fraction]) -> torch.Tensor:
-        """(n, tokens, width): the context at each of n times. Tokens run over ten positions and, within each, over layers + 1 depths."""
+        """(n, tokens, width): the context at each of n times. Tokens run over ten positions and, within each, over the encoder's depths."""
         if len(times) == 0:
             return torch.empty(0, self.tokens, self.width, device=self._encoder.device, dtype=self._encoder.dtype)
         wanted = [window(time, self.positions) for time in times]
@@ -71,7 +71,7 @@ class SpeechTrack:
         return features[index].reshape(len(wanted), self.tokens, self.width)
 
     def features(self) -> torch.Tensor:
-        """(positions, layers + 1, width): the whole sound at 50 Hz, for clips: the memory is that of its length."""
+        """(positions, depths, width): the whole sound at 50 Hz, for clips: the memory is that of its length."""
         return self._features(range(self.positions))
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class SpeechTrack:
         self._cache.clear()
 
     def _features(self, rows: Sequence[int]) -> torch.Tensor:
-        """Sorted positions -> (len(rows), layers + 1, width)."""
+        """Sorted positions -> (len(rows), depths, width)."""
         device = self._encoder.device
         runs: dict[tuple[int, int], list[tuple[int, float]]] = {}  # rows are sorted, so are the blocks: the sound is read forward
         for position in rows:
@@ -114,7 +114,7 @@ class SpeechTrack:
         return old, new, (inside + 1) / (self._fade + 1)
 
     def _block_features(self, start: int) -> torch.Tensor:
-        """(n, layers + 1, width) features of the block that starts at that position; n is less than a block only where the file ends."""
+        """(n, depths, width) features of the block that starts at that position; n is less than a block only where the file ends."""
         if start not in self._cache:
             mel = self._reader.read(2 * start, 2 * (start + self._block))
             self._cache[start] = self._encoder.features(mel.T)

@@ -40,7 +40,7 @@ _OPENAI_LAYER = {
 
 
 class SpeechEncoder(nn.Module):
-    """(mels, frames at 100 Hz) -> (positions at 50 Hz, layers + 1, width). Weights are random until `load_whisper` fills them."""
+    """(mels, frames at 100 Hz) -> (positions at 50 Hz, depths, width). Weights are random until `load_whisper` fills them."""
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__()
@@ -68,6 +68,11 @@ class SpeechEncoder(nn.Module):
         return 2 * self.config.positions
 
     @property
+    def depths(self) -> int:
+        """States of each position among the features: that of every depth (layers + 1), or the last layer's alone."""
+        return self.config.layers + 1 if self.config.depths == "all" else 1
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.norm.weight.device
@@ -79,17 +84,20 @@ class SpeechEncoder(nn.Module):
 
     @torch.no_grad()
     def features(self, mel: torch.Tensor) -> torch.Tensor:
-        """(mels, n) normalised log-mel, n <= 2 * positions -> (max(1, n // 2), layers + 1, width) on the encoder's device.
+        """(mels, n) normalised log-mel, n <= 2 * positions -> (max(1, n // 2), depths, width) on the encoder's device.
 
-        The input of the first layer and the output of each layer, all before the final norm, at 50 Hz. The mel is padded with zeros to
-        the whole block, after normalisation, as in the published system.
+        The input of the first layer and the output of each layer, or the last layer's output alone, all before the final norm, at 50 Hz.
+        The mel is padded with zeros to the whole block, after normalisation, as in the published system.
         """
         mels, n = mel.shape
         if mels != self.config.mels or not 1 <= n <= self.frames:
             raise ValueError(f"expected a mel of shape ({self.config.mels}, 1..{self.frames}), found {tuple(mel.shape)}")
         block = nn.functional.pad(mel.to(self.device, self.dtype), (0, self.frames - n))
-        states = self.encoder(block[None], output_hidden_states=True, return_dict=True).hidden_states
-        return torch.stack([s[0, : max(1, n // 2)] for s in states], dim=1)
+        return torch.stack([s[0, : max(1, n // 2)] for s in self.states(block[None])[-self.depths :]], dim=1)
+
+    def states(self, blocks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(b, mels, 2 * positions) whole blocks -> layers + 1 states (b, positions, width), gradients included; for training."""
+        return tuple(self.encoder(blocks, output_hidden_states=True, return_dict=True).hidden_states)
 
     def forward(self, mel: torch.Tensor) -> torch.Tensor:
         """The same as `features`."""
