@@ -1,0 +1,205 @@
+"""How good is the demo model? The figures of its card, on clips that its training never saw; writes bench/results/demo.md.
+
+    python -m bench.demo CORPUS [--seeds 2073-2092] [--pairs 20] [--model demo] [--keep DIR] [--judge PROGRAM ...]
+
+CORPUS holds clips of `tools/synthheads` (docs/corpus.md). Lips: each face is given the sound of another clip, and the opening of its lips is
+measured by MediaPipe's landmarks, which took no part in the training; --judge names a program to measure with instead, run as
+`PROGRAM VIDEO TRUTH.npz --source SOURCE.npz`, which prints one line of JSON with r, best_lag and r_source. Picture: each face is given its own
+sound, and its frames are compared with the true ones inside the mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tools.crops import EDGE, track
+
+from latentsync import LipSync
+from latentsync.device import peak_memory
+from latentsync.face.align import alignment, crop
+from latentsync.face.detect import find_faces
+from latentsync.face.mask import resized_mask
+from latentsync.face.protocols import FaceBackend
+from latentsync.media.video import open_video
+
+RESULT = Path(__file__).resolve().parent / "results" / "demo.md"
+RATE = 25  # of the corpus, frames a second
+LAGS = range(-6, 7)  # frames
+STEP = 7  # each face hears the clip so many places after its own: voices and faces are then others
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's r of two curves where both are known; 0 where one of them does not move."""
+    n = min(len(a), len(b))
+    a, b = a[:n], b[:n]
+    known = np.isfinite(a) & np.isfinite(b)
+    if known.sum() < 10 or not a[known].std() or not b[known].std():
+        return 0.0
+    return float(np.corrcoef(a[known], b[known])[0, 1])
+
+
+def opening(video: Path, finder: FaceBackend) -> np.ndarray:
+    """(frames,) distance of the inner lips over that of the outer corners of the eyes, by MediaPipe's mesh; NaN without a face."""
+    out = []
+    with open_video(video) as source:
+        near = None
+        for frame in source.frames():
+            face = finder.landmarks(frame.picture, near) if near is not None else None
+            if face is None:
+                face = next(iter(find_faces(finder, frame.picture)), None)
+            near = face
+            if face is None:
+                out.append(np.nan)
+                continue
+            p = face.landmarks
+            out.append(float(np.linalg.norm(p[13] - p[14]) / np.linalg.norm(p[33] - p[263])))
+    return np.array(out)
+
+
+def lips(video: Path, truth: Path, source: Path, finder: FaceBackend | None, judge: Sequence[str]) -> dict[str, float]:
+    """r with the opening that the sound asks for, the lag in frames at which it is highest, and r with the opening of the face's own clip."""
+    if judge:
+        done = subprocess.run([*judge, str(video), str(truth), "--source", str(source)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{judge[0]} failed: {done.stderr.strip()[-500:]}")
+        row = json.loads(done.stdout.strip().splitlines()[-1])
+        return {"r": row["r"], "lag": row["best_lag"], "leak": row["r_source"]}
+    assert finder is not None
+    seen = opening(video, finder)
+    asked, own = (np.load(path)["lip_gap"].astype(float) for path in (truth, source))
+    by_lag = {lag: correlation(seen[max(lag, 0) :], asked[max(-lag, 0) :]) for lag in LAGS}
+    return {"r": by_lag[0], "lag": max(by_lag, key=lambda lag: by_lag[lag]), "leak": correlation(seen, own)}
+
+
+def crops(video: Path, truth: Path, size: int) -> np.ndarray:
+    """(n, size, size, 3) uint8 aligned faces of a video that shows the clip of that truth, by its true landmarks."""
+    with np.load(truth) as file:
+        points = track(file["landmarks"].astype(np.float64) - EDGE)
+    with open_video(video) as source:
+        return np.stack([crop(f.picture, alignment(p, size), size) for f, p in zip(source.frames(), points, strict=False)])
+
+
+def ssim(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
+    """Structural similarity (Wang et al. 2004: Gaussian of 1.5 px, 8-bit constants) of two (h, w, 3) pictures, mean over where `inside` is true."""
+
+    def blur(x: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(x, (11, 11), 1.5)
+
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    ma, mb = blur(a), blur(b)
+    va, vb, cov = blur(a * a) - ma * ma, blur(b * b) - mb * mb, blur(a * b) - ma * mb
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2))
+    return float(values[inside].mean())
+
+
+def motion(frames: np.ndarray, box: tuple[slice, slice]) -> float:
+    """Mean squared difference of neighbouring frames in a box."""
+    part = frames[:, box[0], box[1]].astype(np.float64)
+    return float((np.diff(part, axis=0) ** 2).mean())
+
+
+def picture(made: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """SSIM and PSNR (dB) inside the mask, and the motion of the mouth's region, made over true. Frames (n, size, size, 3) uint8."""
+    size = true.shape[1]
+    inside = resized_mask(size) < 0.5
+    n = min(len(made), len(true))
+    made, true = made[:n], true[:n]
+    error = ((made.astype(np.float64) - true) ** 2)[:, inside].mean(axis=(1, 2))
+    mouth = slice(round(0.6 * size), round(0.86 * size)), slice(round(0.28 * size), round(0.72 * size))
+    return {
+        "psnr": float((10 * np.log10(255**2 / np.maximum(error, 1e-9))).mean()),
+        "ssim": float(np.mean([ssim(a, b, inside) for a, b in zip(made, true, strict=True)])),
+        "motion": motion(made, mouth) / motion(true, mouth),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--seeds", default="2073-2092", help="of the clips that are held out")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--keep", type=Path, help="folder for the videos that are made")
+    parser.add_argument("--skip-picture", action="store_true", help="only the lips")
+    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="options of the jobs, such as steps=4")
+    parser.add_argument("--judge", nargs="+", default=[], help="program that measures the lips; by default MediaPipe's mesh within this package")
+    given = parser.parse_args()
+    first, last = (int(x) for x in given.seeds.split("-"))
+    clips = [path for s in range(first, last + 1) if (path := given.corpus / f"clip_{s:06d}.mp4").is_file()]
+    if not clips:
+        parser.error(
+            f"no clip of the seeds {given.seeds} in {given.corpus}; make them: python -m tools.synthheads {given.corpus} --seeds {given.seeds}"
+        )
+    settings: dict[str, Any] = dict(text.split("=", 1) for text in given.set)
+    settings = {k: float(v) if k == "guidance" else int(v) if v.isdigit() else v for k, v in settings.items()}
+
+    lipsync = LipSync.load(given.model)
+    finder = None if given.judge else LipSync.load(given.model, face_backend="mediapipe").model.faces()
+    rows, looks, costs = [], [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(min(given.pairs, len(clips))):
+            face, heard = clips[i], clips[(i + STEP) % len(clips)]
+            out = folder / f"{face.stem}-{heard.stem}.mp4"
+            began = time.process_time()
+            result = lipsync.sync(face, heard, out, overwrite=True, **settings)
+            costs.append((result.elapsed / result.seconds, (time.process_time() - began) / result.seconds))
+            row = lips(out, heard.with_suffix(".npz"), face.with_suffix(".npz"), finder, given.judge)
+            rows.append(row)
+            print(f"{out.stem}: r {row['r']:.3f}, best lag {row['lag']:+d}, leak {row['leak']:+.3f}, {costs[-1][0]:.2f} s a second", flush=True)
+        for face in [] if given.skip_picture else clips[: given.pairs]:
+            out = folder / f"{face.stem}-own.mkv"
+            lipsync.sync(face, face, out, overwrite=True, codec="ffv1", **settings)
+            truth = face.with_suffix(".npz")
+            look = picture(crops(out, truth, lipsync.config.resolution), crops(face, truth, lipsync.config.resolution))
+            looks.append(look)
+            print(f"{face.stem}: PSNR {look['psnr']:.1f} dB, SSIM {look['ssim']:.3f}, motion {look['motion']:.2f} of the true", flush=True)
+    text = table(rows, looks, costs, peak_memory(lipsync.compute.device) / 1e9, settings)
+    print(text)
+    if not given.skip_picture and not settings and given.model == "demo":
+        RESULT.write_text(text, encoding="utf-8")
+
+
+def table(rows: list[dict[str, float]], looks: list[dict[str, float]], costs: list[tuple[float, float]], memory: float, settings: Any) -> str:
+    """The figures as a page."""
+    r, leak = (np.array([row[k] for row in rows]) for k in ("r", "leak"))
+    near = np.mean([abs(row["lag"]) <= 1 for row in rows])
+    wall, cpu = np.array(costs).mean(axis=0)
+    lines = [
+        f"{len(rows)} pairs of held-out clips, each face with the sound of another one" + (f"; options {settings}" if settings else "") + ".",
+        "",
+        "| measure | value | aim |",
+        "| --- | --- | --- |",
+        f"| lips against the speech they are given: r, mean | {r.mean():.3f} | 0.80 |",
+        f"| the lowest of the pairs | {r.min():.3f} | 0.55 |",
+        f"| best lag within one frame | {near:.0%} | 95 % |",
+        f"| leakage of the old mouth: mean of abs(r) | {np.abs(leak).mean():.3f} | 0.15 |",
+    ]
+    if looks:
+        psnr, similar, moves = (np.array([look[k] for look in looks]) for k in ("psnr", "ssim", "motion"))
+        lines += [
+            f"| own sound, inside the mask: PSNR | {psnr.mean():.1f} dB | 27 dB |",
+            f"| own sound, inside the mask: SSIM | {similar.mean():.3f} | 0.85 |",
+            f"| motion around the mouth, made over true | {moves.mean():.2f} ({moves.min():.2f} to {moves.max():.2f}) | 0.75-1.25 |",
+        ]
+    lines += [
+        f"| seconds for a second of video | {wall:.2f} ({cpu:.2f} CPU seconds) | 4 |",
+        f"| peak memory of all this in one process | {memory:.2f} GB | 1.5 GB |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
