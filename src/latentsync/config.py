@@ -36,7 +36,10 @@ class UNetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """The autoencoder between pixels and latents (Stable Diffusion's AutoencoderKL)."""
+    """The autoencoder between pixels and latents (Stable Diffusion's AutoencoderKL).
+
+    Of kind `small`, `channels` are three, from half the pixels' grid to the latents', and groups, scaling_factor and shift_factor are not used.
+    """
 
     kind: Literal["kl", "tiny", "small"] = "kl"  # tiny = TAESD, for previews; small = the one of the model that ships
     channels: tuple[int, ...] = (128, 256, 512, 512)

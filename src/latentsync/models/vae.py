@@ -1,4 +1,4 @@
-"""Autoencoders between pixels and latents: Stable Diffusion's, and a tiny one for previews.
+"""Autoencoders between pixels and latents: Stable Diffusion's, and a tiny one for previews; `small_vae` has that of the model that ships.
 
 The layers are diffusers'; here they get the published names, explicit noise, scaled latents, and work that is cut over frames.
 """
@@ -31,7 +31,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 class Autoencoder(nn.Module):
-    """What both kinds share. Latents are always scaled: they are what the U-Net sees and makes.
+    """What all kinds share. Latents are always scaled: they are what the U-Net sees and makes.
 
     `gradient_checkpointing = True` recomputes a few frames at a time in the backward pass instead of keeping their activations.
     """
@@ -196,6 +196,10 @@ class TinyVAE(Autoencoder):
 
 def make_vae(config: VAEConfig) -> Autoencoder:
     """The autoencoder of a model description, untrained."""
+    if config.kind == "small":
+        from latentsync.models.small_vae import SmallVAE
+
+        return SmallVAE(config)
     return TinyVAE(config) if config.kind == "tiny" else VAE(config)
 
 

@@ -153,6 +153,7 @@ class AutoencoderLosses:
     gradient: float = 1.0  # L1 of the differences between neighbouring pixels, at two scales
     squared: float = 3.0
     latent: float = 0.001  # squared latents, so that they stay small
+    mouth: float = 2.0  # what an error in the middle of the mouth counts, where one far from it counts 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -479,6 +480,12 @@ def _check(config: Train, where: str) -> None:
         _shares(where, [(f"recipe.{name}", getattr(recipe, name)) for name in ("late", "shared_noise", "audio_dropout", "fixed_reference")])
         _finite(where, [("recipe.kept", recipe.kept), ("recipe.mouth", recipe.mouth)])
     if isinstance(config, AutoencoderTrain):
+        if config.net.kind != "small":
+            raise UsageError(f"{where}: net.kind is {config.net.kind}; only autoencoders of kind small are trained here")
+        if not 0 < config.crop <= config.resolution or config.crop % 8 or config.resolution % 64:
+            raise UsageError(
+                f"{where}: crop {config.crop} of resolution {config.resolution}: crop must be a multiple of 8, resolution one of 64 and not smaller"
+            )
         _shares(where, [("mouth", config.mouth), ("masked", config.masked)])
         _finite(where, [(f"losses.{name}", weight) for name, weight in dataclasses.asdict(config.losses).items()] + [("noise", config.noise)])
     for name, value, low in wholes:
