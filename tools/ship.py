@@ -1,0 +1,77 @@
+"""Trained networks -> the files that ship in the package.
+
+    python -m tools.ship OUT [unet=RUN] [vae=RUN] [whisper=RUN] [tracker=RUN] [syncnet=RUN]
+
+Each RUN is a folder of `latentsync train` (its last checkpoint is taken) or a checkpoint's. Its averaged weights are taken where it has them
+(run.ema). Written are OUT/ROLE.safetensors, in half precision, and the description that belongs to each; what is not named stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from latentsync import config as configs
+from latentsync.errors import LatentSyncError, UsageError
+from latentsync.models.load import read_state
+from latentsync.train import checkpoint
+from latentsync.train.export import AVERAGED
+from latentsync.weights.convert import save
+from latentsync.weights.shipped import DESCRIPTIONS, FILES, NAME
+
+LIMIT = 60_000_000  # bytes, all files together
+
+
+def ship(role: str, run: Path, out: Path) -> Path:
+    """Write one network; returns its file. Raises UsageError, WeightsError, OutputError."""
+    if role not in FILES:
+        raise UsageError(f"'{role}' is not shipped; roles are {', '.join(FILES)}")
+    folder = checkpoint.find(run)
+    step = checkpoint.step_of(folder)
+    averaged = folder / AVERAGED
+    source = averaged if averaged.is_dir() else folder
+    file = FILES[role]
+    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in read_state(source / file).items()}
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise UsageError(f"{source}: '{broken[0]}' does not fit half precision, or is not finite")
+    target = out / file
+    save(state, target, {"format": "pt", "latentsync.role": role, "latentsync.global_step": str(step)})
+    if role == "unet":
+        config = replace(configs.load(source / DESCRIPTIONS[role]), name=NAME, summary=configs.preset(NAME).summary)
+        (out / DESCRIPTIONS[role]).write_text(configs.dump(config), encoding="utf-8")
+    elif role in DESCRIPTIONS:
+        shutil.copyfile(source / DESCRIPTIONS[role], out / DESCRIPTIONS[role])
+    return target
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.ship", description="Trained networks -> the files that ship in the package.")
+    parser.add_argument("out", type=Path, help="folder of the package's model")
+    parser.add_argument("networks", nargs="+", metavar="ROLE=RUN", help=f"roles are {', '.join(FILES)}")
+    given = parser.parse_args(arguments)
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+        for text in given.networks:
+            role, _, run = text.partition("=")
+            file = ship(role, Path(run), given.out)
+            print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    except LatentSyncError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    total = sum(f.stat().st_size for f in given.out.glob("*.safetensors"))
+    print(f"{total / 1e6:.1f} MB in all")
+    if total > LIMIT:
+        print(f"error: more than the {LIMIT / 1e6:.0f} MB that may ship", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
