@@ -33,12 +33,23 @@ class Attention(nn.Module):
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, x in ((self.to_q, tokens), (self.to_k, source), (self.to_v, source))
         )
-        if q.shape[0] <= _MAX_ATTENTION_BATCH:
+        if q.is_cpu and torch.is_grad_enabled() and q.requires_grad:
+            out = _plain_attention(q, k, v)
+        elif q.shape[0] <= _MAX_ATTENTION_BATCH:
             out = F.scaled_dot_product_attention(q, k, v)
         else:
             parts = zip(*(x.split(_MAX_ATTENTION_BATCH) for x in (q, k, v)), strict=True)
             out = torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
         return self.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(n, heads, tokens, d), (n, heads, keys, d) twice -> (n, heads, tokens, d), for training on CPUs.
+
+    The backward pass of PyTorch's fused attention (2.13) takes several times as long there as that of two matrix products and a softmax.
+    """
+    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
+    return weights.to(v.dtype) @ v
 
 
 def pointwise(convolution: nn.Module, tokens: Tensor) -> Tensor:

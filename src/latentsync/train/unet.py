@@ -31,16 +31,18 @@ from latentsync.speech.track import SpeechTrack
 from latentsync.speech.whisper import SpeechEncoder, load_whisper
 from latentsync.train.checkpoint import FOLDER, find
 from latentsync.train.clips import ClipSet
+from latentsync.train.config import RecipeConfig
 from latentsync.train.data import clips_of
 from latentsync.train.draws import draws
 from latentsync.train.frozen import round_frozen
+from latentsync.train.latents import Latents
 from latentsync.train.loop import Batch, Say
 from latentsync.train.lora import adapter_files, add_lora, base_for, read_adapter
 from latentsync.train.start import start_unet
 from latentsync.train.syncnet import load_syncnet
 from latentsync.train.unet_step import UNetStep
 from latentsync.train.validate import HeldOut, preview
-from latentsync.train.windows import Pick, Picks, UNetWindows, loader
+from latentsync.train.windows import Pick, Picks, UNetWindows, loader, weights_digest
 from latentsync.weights.convert import notes, save
 
 if TYPE_CHECKING:
@@ -49,8 +51,6 @@ if TYPE_CHECKING:
     from latentsync.models.syncnet import SyncNet
     from latentsync.train.config import UNetTrain
 
-PREVIEW_STEPS = 20
-PREVIEW_GUIDANCE = 1.5
 PREVIEW_WINDOWS = 3  # of each clip: two seconds show whether lips follow
 
 
@@ -101,7 +101,8 @@ class UNetTask:
             )
 
         self.training, self.validation, self.cache = clips_of(config.data, config.run.out, self.frames, self.model.resolution, say)
-        self.held_out_windows = self._windows(self.validation)
+        self.latents: Latents | None = None
+        self.say = say
         self.compute: Compute
         self.step: UNetStep
 
@@ -120,12 +121,25 @@ class UNetTask:
             vae=self.vae,
             resolution=self.model.resolution,
             alpha=self.config.noise_alpha,
+            kept=self.config.recipe.kept,
+            mouth=self.config.recipe.mouth,
             syncnet=self.syncnet,
             syncnet_config=self.syncnet_config,
             lpips=self.lpips,
             videomae=self.videomae,
             gradient_checkpointing=self.config.run.gradient_checkpointing,
         ).to(compute.device)
+        if self.config.recipe.latents == "once":
+            self.latents = Latents(
+                self.cache.folder,
+                weights=weights_digest(self.vae),
+                resolution=self.model.resolution,
+                fps=self.training.fps,
+                mirrored=self.config.recipe.flip,
+            )
+            for clips in (self.training, self.validation):
+                self.latents.encode(clips, self.vae, self.step.seen_mask, compute.device, self.say)
+        self.held_out_windows = self._windows(self.validation, held_out=True)
 
     def batches(self, *, rank: int, world: int, start: int) -> Iterable[Batch]:
         run = self.config.run
@@ -138,13 +152,16 @@ class UNetTask:
             yield batch | {"held_out": True}
 
     def terms(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        size = self.model.latent_size
+        held_out, recipe = bool(batch.get("held_out")), self.config.recipe
+        if held_out:  # as in use, and over all timesteps alike
+            recipe = RecipeConfig(shared_noise=float(recipe.shared_noise > 0))
         drawn = draws(
-            self.config.run.seed + bool(batch.get("held_out")),  # held-out samples have draws of their own
+            self.config.run.seed + held_out,  # held-out samples have draws of their own
             batch["position"],
             frames=self.frames,
-            latent=(self.model.vae.latent_channels, size, size),
+            latent=self._latent,
             train_steps=self.model.diffusion.train_steps,
+            recipe=recipe,
         )
         return self.step(network, batch, drawn)
 
@@ -156,7 +173,8 @@ class UNetTask:
         encoder = self.whisper().to(self.compute.device)
         clips = [clip for i in range(count) if (clip := self._shown(i, encoder)) is not None]
         model = Model(self.model, network, self.vae, encoder, _no_faces, self.compute)
-        options = Options(steps=PREVIEW_STEPS, guidance=PREVIEW_GUIDANCE, seed=self.config.run.seed)
+        own = self.model.defaults
+        options = Options(steps=own.steps, guidance=own.guidance, scheduler=own.scheduler, seed=self.config.run.seed)
         return preview(model, clips, folder, options, self.syncnet, self.syncnet_config, self.config.data.fps)
 
     def write(self, folder: Path, network: nn.Module) -> None:
@@ -182,15 +200,26 @@ class UNetTask:
 
     # Parts.
 
-    def _windows(self, clips: ClipSet) -> UNetWindows:
+    @property
+    def _latent(self) -> tuple[int, int, int]:
+        return self.model.vae.latent_channels, self.model.latent_size, self.model.latent_size
+
+    def _windows(self, clips: ClipSet, held_out: bool = False) -> UNetWindows:
+        """Windows as the recipe draws them; held-out ones are never mirrored and have the kind of reference that the model has in use."""
+        config, recipe = self.config, self.config.recipe
         return UNetWindows(
             clips,
             frames=self.frames,
             resolution=self.model.resolution,
-            seed=self.config.run.seed,
+            seed=config.run.seed,
             cache=self.cache,
             whisper=self.whisper,
-            mels=bool(self.config.losses.sync),
+            mels=bool(config.losses.sync),
+            fixed_reference=float(self.model.reference == "fixed") if held_out else recipe.fixed_reference,
+            flip=recipe.flip and not held_out,
+            latents=self.latents,
+            latent=self._latent,
+            pictures=bool(config.losses.lpips or config.losses.trepa),
         )
 
     def _shown(self, index: int, encoder: SpeechEncoder) -> HeldOut | None:

@@ -76,15 +76,22 @@ def sync_score(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor,
 
 
 def generate(model: Model, clip: HeldOut, options: Options) -> np.ndarray:
-    """The clip's frames with their mouths made anew from its own sound: (n, R, R, 3) uint8, by the very steps that `sync` takes."""
+    """The clip's frames with their mouths made anew from its own sound: (n, R, R, 3) uint8, by the very steps that `sync` takes.
+
+    Where the model's reference is one frame for all, it is the clip's first: how far mouths are open is not known here.
+    """
     lipsync = LipSync(model)
     size = model.config.latent_size
     noise = denoise.shared_noise(options.seed, model.config.vae.latent_channels, size, size)
+    references = torch.from_numpy(clip.frames[None, 0]) if model.config.reference == "fixed" else None
     made = []
     for start in range(0, len(clip.frames), model.config.window):
         stop = min(start + model.config.window, len(clip.frames))
         crops = torch.from_numpy(clip.frames[None, start:stop])
-        made.append(lipsync.synthesise(crops, clip.contexts[None, start:stop], noise=noise, numbers=list(range(start, stop)), options=options)[0])
+        numbers = list(range(start, stop))
+        made.append(
+            lipsync.synthesise(crops, clip.contexts[None, start:stop], noise=noise, numbers=numbers, options=options, references=references)[0]
+        )
     return torch.cat(made).round().clamp(0, 255).to(torch.uint8).numpy()
 
 

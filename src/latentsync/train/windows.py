@@ -12,6 +12,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -26,6 +27,7 @@ from latentsync.speech.track import SPEECH_RATE, SpeechTrack, window
 from latentsync.speech.whisper import SpeechEncoder
 from latentsync.train.cache import Cache, content_digest
 from latentsync.train.clips import BadClip, Clip, ClipSet, reason
+from latentsync.train.latents import CLEAN, MASKED, Latents, window_of
 
 _SHORT = Fraction(1, 5)  # seconds of sound that a window may lack at the end of its clip, because headers round; more is an error
 # What is drawn at random, so that no two things share their numbers.
@@ -139,6 +141,10 @@ class UNetWindows(_Windows):
     (1, 80, columns) float32 of SyncNet, "position", and "weight": 1.0, or 0.0 for a clip that failed, whose sample is zeros and whose name and
     reason stand in "bad" ("" otherwise). "note" says once that the cache fails.
 
+    With `latents` a sample has "clean", "masked" and "seen" (c, f, h, w) float16, the latents of the frames, the masked frames and the reference,
+    and "frames" only with `pictures`. In a share of `fixed_reference` of the samples the reference is one frame of the clip, any, for all; with
+    `flip` half of the samples are seen in a mirror.
+
     `whisper` makes the encoder; it is called here, and again in a worker that has to compute something. It must be picklable.
     """
 
@@ -152,14 +158,23 @@ class UNetWindows(_Windows):
         cache: Cache,
         whisper: Callable[[], SpeechEncoder],
         mels: bool,
+        fixed_reference: float = 0.0,
+        flip: bool = False,
+        latents: Latents | None = None,
+        latent: tuple[int, int, int] = (0, 0, 0),
+        pictures: bool = True,
     ) -> None:
         super().__init__(clips, frames=frames, resolution=resolution, seed=seed, cache=cache)
-        self.mels = mels
+        if flip and latents is not None and not latents.mirrored:
+            raise ValueError("mirrored windows need mirrored latents")
+        self.mels, self.fixed_reference, self.flip = mels, fixed_reference, flip
+        self.latents, self.latent, self.pictures = latents, latent, pictures
         self._whisper = whisper
         encoder = whisper()
         self._encoder: SpeechEncoder | None = encoder
-        self._weights = weights_digest(encoder)
-        self._tokens = (len(window(Fraction(0), 1)) * (encoder.config.layers + 1), encoder.config.width)
+        depths = encoder.config.layers + 1 if encoder.config.depths == "all" else 1
+        self._weights = weights_digest(encoder) + f"-{encoder.config.depths}" * (encoder.config.depths != "all")
+        self._tokens = (len(window(Fraction(0), 1)) * depths, encoder.config.width)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_encoder": None}
@@ -167,23 +182,44 @@ class UNetWindows(_Windows):
     def _sample(self, clip: Clip, pick: Pick) -> dict[str, Any]:
         draw = _random(_WINDOW, self.seed, pick.epoch, pick.index)
         start, other = two_starts(draw, clip.frames, self.frames)
+        shown: Sequence[int] = range(start, start + self.frames)
+        seen: Sequence[int] = range(other, other + self.frames)
+        if draw.random() < self.fixed_reference:
+            seen = [int(draw.integers(clip.frames))] * self.frames
+        mirror = self.flip and draw.random() < 0.5
         sample: dict[str, Any] = {"audio": self._audio(clip, start)}
         if self.mels:
             sample["mel"] = self._mel(clip, start)
-        pictures = self._pictures(clip, self._times(start) + self._times(other))
-        return sample | {"frames": _tensor(pictures[: self.frames]), "reference": _tensor(pictures[self.frames :])}
+        if self.latents is None:
+            pictures = self._seen(clip, [*shown, *seen], mirror)
+            return sample | {"frames": _tensor(pictures[: self.frames]), "reference": _tensor(pictures[self.frames :])}
+        if self.pictures:
+            sample["frames"] = _tensor(self._seen(clip, shown, mirror))
+        latents = self.latents.open(clip)
+        of = partial(window_of, latents, mirror)
+        return sample | {"clean": of(CLEAN, shown), "masked": of(MASKED, shown), "seen": of(CLEAN, seen)}
+
+    def _seen(self, clip: Clip, numbers: Sequence[int], mirror: bool) -> np.ndarray:
+        """(n, 3, R, R) uint8: these frames of the clip; each is decoded once."""
+        unique = sorted(set(numbers))
+        at = {number: i for i, number in enumerate(unique)}
+        pictures = self._pictures(clip, [i / self.clips.fps for i in unique])[[at[number] for number in numbers]]
+        return pictures[..., ::-1] if mirror else pictures
 
     def _blank(self) -> dict[str, Any]:
         shape = (self.frames, 3, self.resolution, self.resolution)
         mel = {"mel": torch.zeros(1, MELS, self.columns)} if self.mels else {}
-        return {
-            "frames": torch.zeros(shape, dtype=torch.uint8),
-            "reference": torch.zeros(shape, dtype=torch.uint8),
-            "audio": torch.zeros(self.frames, *self._tokens),
-        } | mel
+        sample: dict[str, Any] = {"audio": torch.zeros(self.frames, *self._tokens)} | mel
+        if self.latents is None or self.pictures:
+            sample["frames"] = torch.zeros(shape, dtype=torch.uint8)
+        if self.latents is None:
+            return sample | {"reference": torch.zeros(shape, dtype=torch.uint8)}
+        channels, height, width = self.latent
+        zeros = torch.zeros(channels, self.frames, height, width, dtype=torch.float16)
+        return sample | {"clean": zeros, "masked": zeros, "seen": zeros}
 
     def _audio(self, clip: Clip, start: int) -> torch.Tensor:
-        """(f, tokens, width) float32: ten positions of all depths around each frame."""
+        """(f, tokens, width) float32: ten positions around each frame, of all depths or the last."""
         whole = self.cache.array(f"{_SPEECH}-{self._weights}-{content_digest(clip.path)}", lambda: self._speech(clip))
         self._check_length(clip, start, Fraction(len(whole), SPEECH_RATE))
         rows = np.array([window(time, len(whole)) for time in self._times(start)])
