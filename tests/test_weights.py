@@ -166,7 +166,7 @@ def test_a_name_without_weights_says_what_to_do(tmp_path: Path) -> None:
         ("1.0", WeightsError, "no published weights"),
         ("tiny", WeightsError, "models new tiny"),
         ("face", UsageError, "not a model"),
-        ("2.0", UsageError, r"neither a model \(1.6, 1.5\) nor a folder"),
+        ("2.0", UsageError, r"neither a model \(1.6, 1.5, demo\) nor a folder"),
     ],
 )
 def test_names_that_are_no_model(name: str, error: type[Exception], says: str) -> None:

@@ -63,15 +63,21 @@ def sync(
     face: Annotated[Path, typer.Argument(metavar="FACE", help="The video of the speaking person, or a still (.jpg .jpeg .png .bmp .webp).")],
     audio: Annotated[Path, typer.Argument(metavar="AUDIO", help="What to say: any audio file, or a video file with sound.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The video to write: .mp4, .mov, .mkv or .avi.")],
-    model: Annotated[str, typer.Option(help="A model's name (1.6, 1.5) or its folder.")] = opt.DEFAULT_MODEL,
-    steps: Annotated[int, typer.Option(help="Denoising steps; 20 to 50 for the best picture.")] = DEFAULTS.steps,
+    model: Annotated[
+        str, typer.Option(help="A model's name (1.6, 1.5; demo comes with the package: small, trained on rendered heads) or its folder.")
+    ] = opt.DEFAULT_MODEL,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps; 20 to 50 for the best picture. By default the model's own: 20 of 1.6 and 1.5.")
+    ] = None,
     guidance: Annotated[
-        float, typer.Option(help="How strongly the sound leads, 0 to 10; up to 1 it is off, which halves the work.")
-    ] = DEFAULTS.guidance,
+        float | None,
+        typer.Option(help="How strongly the sound leads, 0 to 10; up to 1 it is off, which halves the work. By default the model's own: 1.5."),
+    ] = None,
     seed: Annotated[str, typer.Option(metavar="SEED", help="A number; 0 or 'random' draws one, and prints it.")] = str(DEFAULTS.seed),
     scheduler: Annotated[
-        str, typer.Option(metavar=_either(opt.SCHEDULERS), help="The sampler; dpm++ and unipc need fewer steps.")
-    ] = DEFAULTS.scheduler,
+        str | None,
+        typer.Option(metavar=_either(opt.SCHEDULERS), help="The sampler; dpm++ and unipc need fewer steps. By default the model's own: ddim."),
+    ] = None,
     cache: Annotated[
         int, typer.Option(metavar="N", help="Run the whole network every N steps only; 3 is about twice as fast, 1 is off.")
     ] = DEFAULTS.cache,
@@ -101,8 +107,12 @@ def sync(
         typer.Option(metavar="FILE", help="Where the faces are, frame by frame (.npz or .json), instead of looking for them: for drawn characters."),
     ] = None,
     face_backend: Annotated[
-        str, typer.Option(metavar=_either(opt.FACE_BACKENDS), help="Who finds the faces; the models of insightface are for non-commercial use only.")
-    ] = "mediapipe",
+        str | None,
+        typer.Option(
+            metavar=_either(opt.FACE_BACKENDS),
+            help="Who finds the faces; the models of insightface are for non-commercial use only. By default the model's own: mediapipe.",
+        ),
+    ] = None,
     fps: Annotated[str, typer.Option(metavar="RATE", help="Frame rate of the result: 'source' keeps every frame's time; or a number.")] = "source",
     codec: Annotated[str, typer.Option(metavar=_either(opt.CODECS), help="How to encode; ffv1 is lossless.")] = DEFAULTS.codec,
     crf: Annotated[int | None, typer.Option(metavar="Q", help="Quality of h264 and hevc: smaller is better and larger.")] = None,

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
 
 class NoisePredictor(Protocol):
-    """What the loop needs of a U-Net: (b, 13, f, h, w), timestep, (b, f, tokens, dim) -> (b, 4, f, h, w)."""
+    """What the loop needs of a U-Net: (b, 3 c + 1, f, h, w), timestep, (b, f, tokens, dim) -> (b, c, f, h, w), c latent channels (published: 4)."""
 
     def __call__(self, sample: Tensor, timestep: Tensor, audio: Tensor | None, *, cache: Any = None) -> Tensor: ...
 
 
 def make_scheduler(name: str, diffusion: DiffusionConfig) -> Any:
     """A fresh diffusers scheduler. DDIM is the published one; the others are for fewer steps.
+
+    diffusers' DDIM takes the step before t to be t - train_steps // steps, which holds for leading spacing alone, and ends at the noise of
+    training step 0. With other spacings DDIM is therefore made of the same library's DPM-Solver++ of first order, which is DDIM
+    (Lu et al., arXiv 2211.01095, section 4), goes by the timesteps that there are, and ends at no noise at all.
 
     Raises UsageError for a name that is not in SCHEDULERS.
     """
@@ -37,6 +41,8 @@ def make_scheduler(name: str, diffusion: DiffusionConfig) -> Any:
         "timestep_spacing": diffusion.spacing,
         "steps_offset": diffusion.steps_offset,
     }
+    if name == "ddim" and diffusion.spacing != "leading":
+        return diffusers.DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=1)
     if name == "ddim":
         return diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=False)
     if name == "dpm++":
@@ -77,9 +83,9 @@ def sample(
     cache: Any = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Denoise windows of latents: noise (b, 4, f, h, w) -> latents (b, 4, f, h, w), both scaled as the autoencoder's.
+    """Denoise windows of latents: noise (b, c, f, h, w) -> latents (b, c, f, h, w), both scaled as the autoencoder's.
 
-    mask (b, 1, f, h, w) is 1 where the picture is kept; masked and reference (b, 4, f, h, w) are latents of the masked and the whole face;
+    mask (b, 1, f, h, w) is 1 where the picture is kept; masked and reference (b, c, f, h, w) are latents of the masked and the whole face;
     audio is (b, f, tokens, dim). Guidance above 1 runs the network twice, on silence (zeros) and on the audio, in that order along the batch.
     `cache` is a fresh feature cache of the network or None; `on_step` hears the number of steps done and the latents so far.
     The scheduler is reset here, so windows never share state. The network runs in the dtype of `audio`; the latents stay in that of `noise`

@@ -239,6 +239,12 @@ def _models(folder: Path) -> list[Check]:
             checks.append(Check(f"model {row.name}", "warn", f"{row.summary}; {row.state}, {missing}", "" if usable else command))
         elif row.name == "face":  # every model needs these, untrained ones of one's own too
             checks.append(Check(row.name, "warn", f"{row.summary}; missing", command))
+    lacking = weights.shipped.lacking()
+    if lacking:
+        fix = "pip install --force-reinstall --no-deps latentsync"
+        checks.append(Check("model demo", "warn", f"this installation lacks {', '.join(weights.shipped.FILES[r] for r in lacking)}", fix))
+    else:
+        checks.append(Check("model demo", "ok", f"shipped with the package; {weights.shipped.folder()}"))
     where = ", ".join(str(p) for p in (*weights.search_folders(folder), weights.hub_cache()))
     checks.append(Check("looked in", "ok", where))
     return checks

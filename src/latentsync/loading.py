@@ -46,7 +46,7 @@ def load(
     device: str,
     dtype: str,
     preview: bool,
-    face_backend: str,
+    face_backend: str | None,
     faces: bool,
     compile: bool,
     home: str | Path | None,
@@ -67,7 +67,7 @@ def load(
         load_state(vae, files.state("taesd" if preview else "vae"), "tiny autoencoder" if preview else f"autoencoder of model {config.name}")
         vae = _placed(vae, compute)
         whisper = load_whisper(files.state("whisper"), config.whisper).to(compute.device).eval()
-    return Model(config, unet, vae, whisper, _finder(face_backend, files, faces), compute, files.untrained)
+    return Model(config, unet, vae, whisper, _finder(face_backend or config.defaults.face_backend, files, faces), compute, files.untrained)
 
 
 def _placed(network: N, compute: Compute) -> N:

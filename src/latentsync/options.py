@@ -8,9 +8,12 @@ import secrets
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral, Real
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from latentsync.errors import UsageError
+
+if TYPE_CHECKING:
+    from latentsync.config import DefaultsConfig
 
 DEFAULT_MODEL = "1.6"
 SCHEDULERS = ("ddim", "dpm++", "unipc")
@@ -20,7 +23,7 @@ VIDEO_LONGER = ("cut", "keep")
 CODECS = ("h264", "hevc", "prores", "ffv1")
 FACES = ("largest", "left", "right")
 PASTES = ("mask", "crop")
-FACE_BACKENDS = ("mediapipe", "insightface")
+FACE_BACKENDS = ("mediapipe", "insightface", "demo")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 200  # beyond, the 1000 training steps no longer divide: samplers would begin far from pure noise, and at 1000 leave the schedule
@@ -28,14 +31,22 @@ MAX_STEPS = 200  # beyond, the 1000 training steps no longer divide: samplers wo
 FaceChoice = Literal["largest", "left", "right"] | int | tuple[float, float]
 
 
+class Sampling(NamedTuple):
+    """How latents are drawn: what a job takes of its options, or of its model where they leave it open."""
+
+    steps: int
+    guidance: float
+    scheduler: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Settings of one job. Raises UsageError, naming the option, for a value that cannot be used."""
 
-    steps: int = 20
-    guidance: float = 1.5
+    steps: int | None = None  # None, here and below: the model's own (20, 1.5 and ddim for the published ones)
+    guidance: float | None = None
     seed: int = 1247
-    scheduler: str = "ddim"
+    scheduler: str | None = None
     cache: int = 1  # run the whole network every so many steps; 1 = always
     face: FaceChoice = "largest"
     on_missing_face: str = "copy"
@@ -48,12 +59,15 @@ class Options:
     paste: str = "mask"  # mask = only where the mouth was made anew; crop = the whole face crop, as published
 
     def __post_init__(self) -> None:
-        _whole("steps", self.steps, 1, MAX_STEPS)
-        _within("guidance", self.guidance, 0, 10)
+        if self.steps is not None:
+            _whole("steps", self.steps, 1, MAX_STEPS)
+        if self.guidance is not None:
+            _within("guidance", self.guidance, 0, 10)
         _whole("seed", self.seed, 0, MAX_SEED)
         _whole("cache", self.cache, 1, 100)
         _whole("batch-windows", self.batch_windows, 1, 64)
-        _one_of("scheduler", self.scheduler, SCHEDULERS)
+        if self.scheduler is not None:
+            _one_of("scheduler", self.scheduler, SCHEDULERS)
         _one_of("on-missing-face", self.on_missing_face, MISSING_FACE)
         _one_of("when-audio-longer", self.when_audio_longer, AUDIO_LONGER)
         _one_of("when-video-longer", self.when_video_longer, VIDEO_LONGER)
@@ -65,6 +79,14 @@ class Options:
             _within("fps", self.fps, Fraction(1), Fraction(240))
         if self.crf is not None:
             _whole("crf", self.crf, 0, 63)
+
+    def sampling(self, defaults: DefaultsConfig) -> Sampling:
+        """Steps, guidance and scheduler as chosen, or else the model's own."""
+        return Sampling(
+            defaults.steps if self.steps is None else self.steps,
+            defaults.guidance if self.guidance is None else self.guidance,
+            defaults.scheduler if self.scheduler is None else self.scheduler,
+        )
 
 
 def options(**values: Any) -> Options:

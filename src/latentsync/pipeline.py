@@ -31,6 +31,7 @@ from latentsync.media.timeline import timeline, timeline_length
 from latentsync.media.video import Video, open_video
 from latentsync.media.writer import VideoWriter
 from latentsync.options import DEFAULT_MODEL, Options, options
+from latentsync.reference import with_references
 from latentsync.speech.track import SpeechTrack
 from latentsync.stages import Ahead, Behind
 
@@ -49,6 +50,7 @@ class Aligned(NamedTuple):
     matrix: np.ndarray | None  # (2, 3) frame -> crop
     crop: np.ndarray | None  # (R, R, 3) uint8
     spoken: bool = True  # False after the end of the sound
+    reference: np.ndarray | None = None  # (R, R, 3) uint8, the face that shows the network what to draw; None: the crop itself
 
 
 class Finished(NamedTuple):
@@ -82,6 +84,9 @@ class Result:
     elapsed: float = 0.0
     device: str = ""
     dtype: str = ""
+    steps: int = 0
+    guidance: float = 0.0
+    scheduler: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -103,6 +108,9 @@ class Result:
             "seconds_per_second_of_video": round(self.seconds_per_second, 4) if self.seconds else None,
             "device": self.device,
             "dtype": self.dtype,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "scheduler": self.scheduler,
             "notes": self.notes,
         }
 
@@ -128,15 +136,16 @@ class LipSync:
         device: str = "auto",
         dtype: str = "auto",
         preview: bool = False,
-        face_backend: str = "mediapipe",
+        face_backend: str | None = None,
         faces: bool = True,
         compile: bool = False,
         home: str | Path | None = None,
     ) -> LipSync:
         """The pipeline of a named model ("1.6", "1.5") or of a folder, on the device.
 
-        preview takes the tiny autoencoder: several times faster, softer teeth. faces=False does without a face finder, for jobs that bring the
-        places of the faces along (`points`). home is where downloads are kept (default: LATENTSYNC_HOME, else the platform's cache folder).
+        preview takes the tiny autoencoder: several times faster, softer teeth. face_backend None is the model's own.
+        faces=False does without a face finder, for jobs that bring the places of the faces along (`points`). home is where downloads are kept
+        (default: LATENTSYNC_HOME, else the platform's cache folder).
         Raises WeightsError when files are missing or do not fit, DeviceError when the device is not there.
         """
         return cls(
@@ -177,7 +186,14 @@ class LipSync:
         with open_video(video) as source:
             sound = open_audio(audio, beside=video)
             length = sound.info.duration
-            result = Result(out=out, model=self.config.name, seed=chosen.seed, device=str(self.compute.device), dtype=self.compute.dtype_name)
+            result = Result(
+                out=out,
+                model=self.config.name,
+                seed=chosen.seed,
+                device=str(self.compute.device),
+                dtype=self.compute.dtype_name,
+                **chosen.sampling(self.config.defaults)._asdict(),
+            )
             report = _Report(result, progress, timeline_length(source, length, **_time(chosen)), began)
             writer = VideoWriter(
                 out, source.info, audio=sound, length=length, codec=chosen.codec, crf=chosen.crf, overwrite=overwrite, rate=chosen.fps
@@ -193,7 +209,7 @@ class LipSync:
                     sink.check()
                     report.step(step)
 
-                with closing(self._synthesise(source, sound, chosen, points, watch)) as items:
+                with closing(self._synthesise(source, sound, chosen, points, watch, result.notes)) as items:
                     for item in items:
                         sink.put(item)
             result.notes += [*source.info.notes, *sound.info.notes, *writer.notes]
@@ -221,13 +237,24 @@ class LipSync:
     # The steps, in data order.
 
     def _synthesise(
-        self, source: Video, sound: Audio, chosen: Options, points: str | Path | None, watch: Callable[[int], None] | None = None
+        self,
+        source: Video,
+        sound: Audio,
+        chosen: Options,
+        points: str | Path | None,
+        watch: Callable[[int], None] | None = None,
+        notes: list[str] | None = None,
     ) -> Generator[Finished, None, None]:
-        """Frames of the result with their generated faces, not yet pasted. `watch` hears every denoising step, and may end the job by raising."""
+        """Frames of the result with their generated faces, not yet pasted. `watch` hears every denoising step, and may end the job by raising.
+
+        What is worth knowing is appended to `notes`.
+        """
         noise = denoise.shared_noise(chosen.seed, self.config.vae.latent_channels, self.config.latent_size, self.config.latent_size)
         tracker: Tracker | GivenPoints[Frame]
         tracker = GivenPoints(Path(points), lambda frame: frame.index) if points else Tracker(self.model.faces(), choose=chosen.face)
         aligned = self._align(source, sound.info.duration, tracker, chosen)
+        if self.config.reference == "fixed":
+            aligned = with_references(aligned, [] if notes is None else notes)
         with closing(SpeechTrack(sound.samples, self.model.whisper)) as speech, Ahead(aligned, READ_AHEAD, "read") as items:
 
             def on_step(done: int, latents: Tensor) -> None:
@@ -274,7 +301,9 @@ class LipSync:
             with memory_guard(self.compute):
                 contexts = torch.stack([speech.contexts([item.tracked.frame.time for item in window]) for window in together])
             numbers = [item.number for window in together for item in window]
-            made = self.synthesise(crops, contexts, noise=noise, numbers=numbers, options=chosen, on_step=on_step)
+            shown = [window[0].reference for window in together if window[0].reference is not None]
+            references = torch.from_numpy(np.stack(shown)) if shown else None
+            made = self.synthesise(crops, contexts, noise=noise, numbers=numbers, options=chosen, on_step=on_step, references=references)
             faces.update(zip(numbers, made.flatten(0, 1).numpy(), strict=True))
         return faces
 
@@ -289,32 +318,39 @@ class LipSync:
         options: Options,
         on_step: Callable[[int, Tensor], None] | None = None,
         posterior: tuple[Tensor, Tensor] | None = None,
+        references: Tensor | None = None,
     ) -> Tensor:
         """New mouths for aligned faces: crops (b, f, R, R, 3) uint8 and contexts (b, f, tokens, dim) -> (b, f, R, R, 3) float32, about 0..255.
 
         noise (c, 1, R/8, R/8) is shared by all frames; numbers, one for each of the b*f frames, choose the autoencoder's sampling noise, unless
-        `posterior` gives it: two tensors (b*f, c, R/8, R/8), for the masked faces and for the references.
+        `posterior` gives it: two tensors (b*f, c, R/8, R/8), for the masked faces and for the references. `references` (b, R, R, 3) uint8 is
+        one face for each window, which shows all its frames what to draw; None shows each frame its own face, as published. A reference of a
+        whole window is the mean of the autoencoder's posterior, not a sample of it.
         """
         b, f = crops.shape[:2]
         device, dtype = self.compute.device, self.compute.dtype
+        sampling = options.sampling(self.config.defaults)
         with memory_guard(self.compute):
-            pixels = crops.flatten(0, 1).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            pixels = self._pixels(crops.flatten(0, 1))
             shape = tuple(noise.shape[:1] + noise.shape[2:])
             draws = posterior or tuple(
                 torch.stack([denoise.frame_noise(options.seed, 2 * number + which, shape) for number in numbers]) for which in (0, 1)
             )
             masked = self.model.vae.encode(pixels * self.seen_mask, draws[0].to(device))
-            reference = self.model.vae.encode(pixels, draws[1].to(device))
+            if references is None:
+                reference = windowed(self.model.vae.encode(pixels, draws[1].to(device)), b)
+            else:
+                reference = self.model.vae.encode(self._pixels(references))[:, :, None].expand(-1, -1, f, -1, -1)
             latents = denoise.sample(
                 self.model.unet,
-                denoise.make_scheduler(options.scheduler, self.config.diffusion),
+                denoise.make_scheduler(sampling.scheduler, self.config.diffusion),
                 noise=noise.to(device).expand(b, -1, f, -1, -1).contiguous(),
                 mask=self.latent_mask.to(reference.dtype).expand(b, 1, f, -1, -1),
                 masked=windowed(masked, b),
-                reference=windowed(reference, b),
+                reference=reference,
                 audio=contexts.to(device=device, dtype=dtype),
-                steps=options.steps,
-                guidance=options.guidance,
+                steps=sampling.steps,
+                guidance=sampling.guidance,
                 cache=self.model.unet.make_cache(options.cache) if options.cache > 1 else None,
                 on_step=on_step,
             )
@@ -322,14 +358,20 @@ class LipSync:
             faces = decoded * (1 - self.mask) + pixels * self.mask
             return ((faces / 2 + 0.5) * 255).permute(0, 2, 3, 1).unflatten(0, (b, f)).cpu()  # clipped in the frame, as published
 
+    def _pixels(self, faces: Tensor) -> Tensor:
+        """(n, R, R, 3) uint8 -> (n, 3, R, R) float32 in [-1, 1], on the device."""
+        return faces.to(self.compute.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
     def _paste(self, item: Finished, chosen: Options) -> Frame:
         """The frame with its new face; the very same picture where there is none."""
         frame = item.aligned.tracked.frame
         if item.face is None or item.aligned.matrix is None:
             return frame
         picture = frame.picture
+        tracked = item.aligned.tracked
         only = self._mask if chosen.paste == "mask" else None
-        patch = paste(item.face, item.aligned.matrix, picture.width, picture.height, item.aligned.tracked.strength, mask=only)
+        outline = tracked.outline if self.config.hull else None
+        patch = paste(item.face, item.aligned.matrix, picture.width, picture.height, tracked.strength, mask=only, outline=outline)
         return replace(frame, picture=picture.blend(patch.box, patch.rgb, patch.alpha))
 
 
@@ -339,10 +381,11 @@ def windowed(latents: Tensor, batch: int) -> Tensor:
 
 
 def pieces(items: Iterable[Aligned], size: int) -> Iterator[list[Aligned]]:
-    """Consecutive frames, at most `size` together: all with a face and in one shot (a window for the network), or all without."""
+    """Consecutive frames, at most `size` together: all with a face, in one shot and with one reference (a window for the network), or all without."""
     piece: list[Aligned] = []
     for item in items:
-        if piece and (len(piece) == size or item.tracked.cut or (item.crop is None) != (piece[0].crop is None)):
+        other = piece and ((item.crop is None) != (piece[0].crop is None) or item.reference is not piece[0].reference)
+        if piece and (len(piece) == size or item.tracked.cut or other):
             yield piece
             piece = []
         piece.append(item)

@@ -23,7 +23,7 @@ def preflight(
     points: Path | None = None,
     model: str | Path | None = None,
     preview: bool = False,
-    face_backend: str = "mediapipe",
+    face_backend: str | None = None,
     home: Path | None = None,
 ) -> None:
     """Raise what a job would raise for its inputs, its output, their names and absent weights, without loading a model or writing anything."""

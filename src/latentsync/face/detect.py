@@ -18,6 +18,7 @@ __all__ = ["BACKENDS", "Face", "FaceBackend", "FaceBox", "PictureLike", "detect"
 BACKENDS: dict[str, tuple[str, str]] = {
     "mediapipe": ("yunet_n_640_640.onnx", "face_landmarker.task"),
     "insightface": ("det_10g.onnx", "2d106det.onnx"),
+    "demo": ("tracker.safetensors", "tracker.yaml"),  # one network and its description, which come with the package
 }
 DETECT_SIDE = 640  # longer side of the picture the detector sees: a face of 1/40 of that side is 16 pixels, YuNet's smallest are 10
 MIN_FACE = 24.0  # pixels, square root of the area: smaller faces are ignored, there is nothing to see in their mouths
@@ -34,6 +35,8 @@ def make_backend(name: str, files: Mapping[str, Path]) -> FaceBackend:
         if file not in files:
             if name == "insightface":
                 mend = "it is for non-commercial use and never fetched: put it into the folder that LATENTSYNC_HOME names"
+            elif name == "demo":
+                mend = "it comes with the package: install that anew"
             else:
                 mend = "run: latentsync models download face"
             raise WeightsError(f"the face backend '{name}' needs the file {file}; {mend}")
@@ -42,6 +45,10 @@ def make_backend(name: str, files: Mapping[str, Path]) -> FaceBackend:
         from latentsync.face.insightface import InsightFaceBackend
 
         return InsightFaceBackend(detector, landmarks)
+    if name == "demo":
+        from latentsync.face.demo import DemoBackend
+
+        return DemoBackend(detector, landmarks)
     from latentsync.face.mediapipe import MediaPipeBackend
 
     return MediaPipeBackend(detector, landmarks)

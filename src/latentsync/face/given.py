@@ -8,19 +8,27 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from latentsync.errors import InputError, LatentSyncError
 from latentsync.face.align import alignment, check_matrix
-from latentsync.face.points import anchor_points
+from latentsync.face.points import anchor_points, lip_opening, outline
 from latentsync.face.protocols import Face, PictureLike
 from latentsync.face.track import Tracked
 
 F = TypeVar("F")
 
 _JUMP = 12  # source frames: more than a change of frame rate skips, so the clip began again or was cut
+
+
+class _Given(NamedTuple):
+    """What one entry says."""
+
+    anchors: np.ndarray  # (3, 2) float32
+    outline: np.ndarray | None = None  # (k, 2)
+    opening: float | None = None
 
 
 class GivenPoints(Generic[F]):
@@ -44,13 +52,17 @@ class GivenPoints(Generic[F]):
         before = None
         for frame in frames:
             number = self._number(frame)
-            points = self._points[number] if number < len(self._points) else None
+            given = self._points[number] if number < len(self._points) else None
             jumped = before is not None and abs(number - before) > _JUMP
             before = number
-            box = None if points is None else (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-            yield Tracked(frame=frame, points=points, strength=0.0 if points is None else 1.0, cut=jumped, box=box)
+            if given is None:
+                yield Tracked(frame=frame, points=None, strength=0.0, cut=jumped)
+                continue
+            points = given.anchors
+            box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
+            yield Tracked(frame=frame, points=points, strength=1.0, cut=jumped, box=box, outline=given.outline, opening=given.opening)
 
-    def _anchors(self, entry: np.ndarray | None, number: int) -> np.ndarray | None:
+    def _anchors(self, entry: np.ndarray | None, number: int) -> _Given | None:
         if entry is None or np.isnan(entry).any():
             return None
         if entry.ndim != 2 or entry.shape[1] != 2:
@@ -58,7 +70,7 @@ class GivenPoints(Generic[F]):
         try:
             anchors = entry.astype(np.float32) if len(entry) == 3 else anchor_points(Face(box=(0, 0, 1, 1), score=1.0, landmarks=entry))
             check_matrix(alignment(anchors, 64))  # at any size the same: points in one place, or beyond all pictures, align nothing
-            return anchors
+            return _Given(anchors, outline(entry), lip_opening(entry))
         except LatentSyncError as e:
             raise InputError(f"{self._path}: entry {number}: {e}") from e
 

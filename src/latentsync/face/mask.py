@@ -17,6 +17,8 @@ Float32Array = npt.NDArray[np.float32]
 
 SIDE = 256  # the outline's own resolution
 LATENT_STRIDE = 8  # pixels per latent cell
+HULL_SIGMA = 0.025  # softness of the hull's edge, in sides of the face
+HULL_FULL = 0.4  # value of the blurred hull from which the new face counts fully: a little outside the edge, for jaws that open wider than they were
 # (x, y) at 256 px; pixel i covers i..i + 1, and is inside when its centre is.
 OUTLINE = (
     (9.0, 95.0),
@@ -106,3 +108,20 @@ def latent_mask(resolution: int) -> Float32Array:
     """
     mask = resized_mask(resolution) if resolution > SIDE else inpaint_mask(resolution)
     return np.ascontiguousarray(mask[::LATENT_STRIDE, ::LATENT_STRIDE])
+
+
+def hull_mask(outline: npt.ArrayLike, resolution: int) -> Float32Array:
+    """(k, 2) points in pixels of a crop of R x R -> (R, R) float32: 1 inside their convex hull, falling to 0 a little outside it.
+
+    All 0 where the points lie on a line or are not finite.
+    """
+    filled = np.zeros((resolution, resolution), np.float32)
+    points = np.asarray(outline, np.float32)
+    if len(points) < 3 or not np.isfinite(points).all() or np.abs(points).max() > 1e4:
+        return filled
+    hull = cv2.convexHull(points)
+    part = 4  # bits behind the point of OpenCV's whole coordinates
+    cv2.fillConvexPoly(filled, np.rint(hull * (1 << part)).astype(np.int32), 1.0, cv2.LINE_8, part)
+    # what lies beyond the crop's edge is neither in nor out: its last row counts
+    soft = cv2.GaussianBlur(filled, (0, 0), max(HULL_SIGMA * resolution, 0.5), borderType=cv2.BORDER_REPLICATE)
+    return np.clip((soft - 0.02) / (HULL_FULL - 0.02), 0, 1).astype(np.float32)

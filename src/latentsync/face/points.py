@@ -1,4 +1,5 @@
-"""The three alignment points of the published system, and five points for looks, from whatever landmarks a backend gives.
+"""The three alignment points of the published system, five points for looks, the outline of the face and the opening of the lips, from whatever
+landmarks a backend gives.
 
 An alignment point is a weighted mean of landmarks. For 106 (InsightFace) and 68 (iBUG) landmarks the sets are the published ones; the
 weights for MediaPipe's 478 come from `tools/calibrate_anchors.py`, see docs/faces.md.
@@ -42,6 +43,22 @@ FIVE: dict[int, tuple[Weights, ...]] = {
     478: (_mean(33, 133), _mean(362, 263), _mean(1), _mean(61), _mean(291)),
 }
 
+# Around the face, from the brows or the forehead to the chin; in order or not, their convex hull counts.
+OUTLINE: dict[int, tuple[int, ...]] = {
+    68: tuple(range(27)),
+    106: tuple(range(106)),
+    478: (
+        *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
+        *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
+    ),
+}
+
+# Pairs on the inner edges of the upper and the lower lip.
+LIPS: dict[int, tuple[tuple[int, int], ...]] = {
+    68: ((61, 67), (62, 66), (63, 65)),
+    478: ((82, 87), (13, 14), (312, 317)),
+}
+
 
 def anchor_points(face: Face) -> np.ndarray:
     """(3, 2) float32 pixels: centre of the eyebrow on the picture's left, of the other eyebrow, centre of the nose. Not rounded.
@@ -57,6 +74,23 @@ def five_points(face: Face) -> np.ndarray:
     Raises `LatentSyncError` for a number of landmarks that no known layout has.
     """
     return _means(face, FIVE)
+
+
+def outline(landmarks: np.ndarray) -> np.ndarray | None:
+    """(n, 2) landmarks -> (k, 2) float64 points whose convex hull is the face; None for a layout without them."""
+    chosen = OUTLINE.get(len(landmarks))
+    return None if chosen is None else np.asarray(landmarks, np.float64)[list(chosen)]
+
+
+def lip_opening(landmarks: np.ndarray) -> float | None:
+    """(n, 2) landmarks -> mean gap between the inner edges of the lips, in distances between the eyes; None for a layout without inner lips."""
+    pairs = LIPS.get(len(landmarks))
+    if pairs is None:
+        return None
+    points = np.asarray(landmarks, np.float64)
+    eyes = _means(Face(box=(0, 0, 1, 1), score=1.0, landmarks=points), FIVE)[:2].astype(np.float64)
+    upper, lower = points[[p[0] for p in pairs]], points[[p[1] for p in pairs]]
+    return float(np.linalg.norm(upper - lower, axis=1).mean() / max(float(np.linalg.norm(eyes[1] - eyes[0])), 1e-6))
 
 
 def _means(face: Face, layouts: Mapping[int, tuple[Weights, ...]]) -> np.ndarray:

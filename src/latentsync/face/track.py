@@ -17,7 +17,7 @@ from latentsync.errors import UsageError
 from latentsync.face import cuts
 from latentsync.face.appearance import head, likeness, looks
 from latentsync.face.detect import DETECT_SIDE, detect
-from latentsync.face.points import anchor_points
+from latentsync.face.points import anchor_points, lip_opening, outline
 from latentsync.face.protocols import Face, FaceBackend, FaceBox, PictureLike
 
 F = TypeVar("F")
@@ -52,6 +52,9 @@ class Tracked(Generic[F]):
     box: FaceBox | None = None  # around all landmarks, pixels
     yaw: float | None = None  # degrees, positive towards the right edge of the picture
     small: bool = False  # smaller than the least the published system takes; expect a soft mouth
+    outline: np.ndarray | None = None  # (k, 2) pixels: points whose convex hull is the face; None where the landmarks do not tell
+    opening: float | None = None  # of the lips, in distances between the eyes; None where they were not seen
+    person: int = 0  # another number: somebody else may be followed from here on, without a cut
 
 
 class Tracker:
@@ -79,8 +82,18 @@ class Tracker:
     def _seen(self, shot: cuts.Shot[F]) -> _Seen[F]:
         face = self._follower.step(shot)
         if face is None:
-            return _Seen(shot.frame, shot.cut)
-        return _Seen(shot.frame, shot.cut, anchor_points(face).astype(np.float64), face.box, face.yaw)
+            return _Seen(shot.frame, shot.cut, person=self._follower.person)
+        marks = face.landmarks
+        return _Seen(
+            shot.frame,
+            shot.cut,
+            anchor_points(face).astype(np.float64),
+            face.box,
+            face.yaw,
+            outline(marks),
+            lip_opening(marks),
+            self._follower.person,
+        )
 
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
@@ -90,6 +103,9 @@ class _Seen(Generic[F]):
     points: np.ndarray | None = None  # (3, 2) float64
     box: FaceBox | None = None
     yaw: float | None = None
+    outline: np.ndarray | None = None  # (k, 2) float64
+    opening: float | None = None
+    person: int = 0
 
 
 def _checked(choose: Choice) -> Choice:
@@ -140,6 +156,7 @@ class _Follower:
         self._scene: cuts.Scene | None = None  # of the frame where the person was last seen in this shot
         self._unverified = 0  # frames since the detector saw the followed face
         self._missed = 0  # looks of the detector in a row that did not see it
+        self.person = 0  # counts how often the person followed changed within a shot
 
     def step(self, shot: cuts.Shot[F]) -> Face | None:
         """The chosen person's face in the next frame; None where it is not there, or not turned to the camera enough to be used."""
@@ -181,6 +198,7 @@ class _Follower:
             rivals = [(_likeness(looks(picture, f), self._person), f) for f in found if not _continues(face, f)]
             best = max(rivals, key=lambda r: r[0], default=None)
             if best is not None and best[0] > max(alike + RIVAL, ALIKE):
+                self.person += 1
                 return self._backend.landmarks(picture, best[1])
         if alike >= UNLIKE:
             self._remember(mine, alike)
@@ -195,6 +213,7 @@ class _Follower:
             return None
         if self._choose == "largest" and self._person and self._given_up(shot):
             self._person = []
+            self.person += 1
         if not self._person and self._chosen and self._recognised(shot.picture, found, self._chosen, None):
             self._person = self._chosen  # back again in a later shot
         if self._person:
@@ -279,7 +298,8 @@ def _between(missing: _Seen[F], a: _Seen[F], b: _Seen[F], t: float) -> _Seen[F]:
     assert b.box is not None
     x0, y0, x1, y1 = ((1 - t) * p + t * q for p, q in zip(a.box, b.box, strict=True))
     yaw = None if a.yaw is None or b.yaw is None else (1 - t) * a.yaw + t * b.yaw
-    return replace(missing, points=(1 - t) * a.points + t * b.points, box=(x0, y0, x1, y1), yaw=yaw)
+    around = None if a.outline is None or b.outline is None or a.outline.shape != b.outline.shape else (1 - t) * a.outline + t * b.outline
+    return replace(missing, points=(1 - t) * a.points + t * b.points, box=(x0, y0, x1, y1), yaw=yaw, outline=around)
 
 
 def _settle(seen: Iterable[_Seen[F]]) -> Iterator[Tracked[F]]:
@@ -303,7 +323,7 @@ def _settle(seen: Iterable[_Seen[F]]) -> Iterator[Tracked[F]]:
 def _settled(window: list[_Seen[F]], at: int) -> Tracked[F]:
     item = window[at]
     if item.points is None or item.box is None:
-        return Tracked(item.frame, None, 0.0, item.cut)
+        return Tracked(item.frame, None, 0.0, item.cut, person=item.person)
     back, back_fades = _run(window, at, -1)
     ahead, ahead_fades = _run(window, at, 1)
     strength = 1.0
@@ -311,11 +331,14 @@ def _settled(window: list[_Seen[F]], at: int) -> Tracked[F]:
         strength = min(strength, (back + 1) / (FADE + 1))
     if ahead_fades:
         strength = min(strength, (ahead + 1) / (FADE + 1))
-    near = [w.points for w in window[at - min(back, SMOOTH) : at + min(ahead, SMOOTH) + 1] if w.points is not None]
-    points = smooth(np.stack(near), min(back, SMOOTH))
+    near = window[at - min(back, SMOOTH) : at + min(ahead, SMOOTH) + 1]
+    points = smooth(np.stack([w.points for w in near if w.points is not None]), min(back, SMOOTH))
+    around = item.outline
+    if around is not None and all(w.outline is not None and w.outline.shape == around.shape for w in near):
+        around = smooth(np.stack([w.outline for w in near if w.outline is not None]), min(back, SMOOTH))
     x0, y0, x1, y1 = item.box
     small = x1 - x0 < PUBLISHED_LEAST[0] or y1 - y0 < PUBLISHED_LEAST[1]
-    return Tracked(item.frame, points.astype(np.float32), strength, item.cut, item.box, item.yaw, small)
+    return Tracked(item.frame, points.astype(np.float32), strength, item.cut, item.box, item.yaw, small, around, item.opening, item.person)
 
 
 def _run(window: list[_Seen[F]], at: int, way: int) -> tuple[int, bool]:
@@ -333,7 +356,7 @@ def _run(window: list[_Seen[F]], at: int, way: int) -> tuple[int, bool]:
 
 
 def smooth(points: np.ndarray, at: int) -> np.ndarray:
-    """(n, 3, 2) points of neighbouring frames -> (3, 2) for frame `at`: a parabola through them by least squares (Savitzky and Golay, 1964).
+    """(n, k, 2) points of neighbouring frames -> (k, 2) for frame `at`: a parabola through them by least squares (Savitzky and Golay, 1964).
 
     No lag, also at the ends; a straight or evenly accelerated motion passes unchanged, and frames that do not move stay bit for bit.
     """

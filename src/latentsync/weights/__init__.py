@@ -5,6 +5,7 @@ state = files.state("unet")            # tensors by published key, memory-mapped
 """
 
 from latentsync.hub import Progress
+from latentsync.weights import shipped
 from latentsync.weights.collection import (
     FileInfo,
     ModelFiles,
@@ -49,6 +50,7 @@ __all__ = [
     "resolve",
     "roles",
     "search_folders",
+    "shipped",
     "training_file",
     "training_state",
     "unet_in",

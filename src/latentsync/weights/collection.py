@@ -14,7 +14,7 @@ from latentsync import hub
 from latentsync.config import ModelConfig, UNetConfig, VAEConfig, WhisperConfig
 from latentsync.errors import LatentSyncError, UsageError, WeightsError
 from latentsync.hub import Progress, Report
-from latentsync.weights import adapters, places
+from latentsync.weights import adapters, places, shipped
 from latentsync.weights.convert import converted
 from latentsync.weights.releases import FACE, PUBLISHED, TRAINING, Registry, RemoteFile
 
@@ -52,6 +52,7 @@ IN_FOLDER: dict[str, tuple[str, ...]] = {
     "face_landmarker": ("face_landmarker.task", "face/face_landmarker.task"),
     "yunet": ("yunet_n_dynamic.onnx", "face/yunet_n_dynamic.onnx", "yunet_n_640_640.onnx", "face/yunet_n_640_640.onnx"),
     "taesd": ("taesd.safetensors", "taesd/diffusion_pytorch_model.safetensors"),
+    "tracker": ("tracker.safetensors",),
 }
 TAESD_HALVES = ("taesd_encoder", "taesd_decoder")  # the tiny autoencoder is also published as two files, in names of its own
 WHISPER_BY_WIDTH = {384: WhisperConfig(), 768: WhisperConfig(width=768, heads=12, layers=12)}  # tiny and small
@@ -62,7 +63,7 @@ class ModelFiles:
     """A model that is ready to load: its description and where each of its files lies."""
 
     config: ModelConfig
-    files: Mapping[str, Path]  # by role: unet (the base's, for an adapter), whisper, vae, face_landmarker, yunet; adapter, taesd where they are here
+    files: Mapping[str, Path]  # by role: unet (an adapter's base), whisper, vae, face_landmarker, yunet; adapter, taesd, tracker where they are here
     folder: Path | None  # for a model given as a folder
     home: Path
     untrained: bool = False  # written by `new`: its pictures are noise
@@ -85,7 +86,12 @@ class ModelFiles:
     @property
     def faces(self) -> dict[str, Path]:
         """The face files by published name, as `face.detect.make_backend` asks for them."""
-        return {Path(f.path).name: self.files[f.role] for f in self.registry.files.values() if f.role in FACE and f.role in self.files}
+        found = {Path(f.path).name: self.files[f.role] for f in self.registry.files.values() if f.role in FACE and f.role in self.files}
+        if "tracker" in self.files:
+            found |= {
+                self.files["tracker"].with_suffix(suffix).name: self.files["tracker"].with_suffix(suffix) for suffix in (".safetensors", ".yaml")
+            }
+        return found
 
     def ready(self, role: str, report: Report | None = None) -> Path:
         """The file of a network in the form that loads memory-mapped; a downloaded pickle is converted once, here."""
@@ -116,34 +122,43 @@ def resolve(
     *,
     home: str | Path | None = None,
     resolution: int | None = None,
-    need: Collection[str] = NEED,
+    need: Collection[str] | Callable[[ModelConfig], Collection[str]] = NEED,
     registry: Registry = PUBLISHED,
 ) -> ModelFiles:
     """Find everything that a model needs, without network use.
 
     model: a name (`1.6`) or a folder. home: where downloads are kept (default: LATENTSYNC_HOME or the platform's cache). resolution: of the
-    aligned face in pixels, for a folder that does not say it. need: roles that must be there; others are taken along where found.
+    aligned face in pixels, for a folder that does not say it. need: roles that must be there, or what tells them from the description (see
+    `roles`); others are taken along where found.
     Raises WeightsError naming what is missing, its size, the command that fetches it and the folders searched.
     """
     root = places.home_folder(home)
     if isinstance(model, str) and model in registry.bundles and registry.bundles[model].model:
         found = _by_name(model, root, registry)
+    elif model == shipped.NAME:
+        found = _shipped(root, registry)
     elif Path(model).expanduser().is_dir():
         found = _by_folder(Path(model).expanduser(), root, resolution, registry)
     else:
         raise _unknown(model, registry)
     if resolution is not None and resolution != found.config.resolution:
         raise WeightsError(f"model {model} makes {found.config.resolution} px faces, not {resolution}: weights and resolution belong together")
-    missing = [role for role in need if not found.has(role)]
+    missing = [role for role in (need(found.config) if callable(need) else need) if not found.has(role)]
     if missing:
         raise _missing(found, missing)
     return found
 
 
-def roles(*, preview: bool = False, face_backend: str = "mediapipe", faces: bool = True) -> tuple[str, ...]:
-    """What a job needs, to be given to `resolve`: previews decode with the tiny autoencoder, and `faces` is whether they have to be found."""
-    finder = FACE if faces and face_backend == "mediapipe" else ()  # the models of other backends come from elsewhere
-    return (*NETWORKS, *finder, *(("taesd",) if preview else ()))
+def roles(*, preview: bool = False, face_backend: str | None = None, faces: bool = True) -> Callable[[ModelConfig], tuple[str, ...]]:
+    """What a job needs of a model, to be given to `resolve`: previews decode with the tiny autoencoder, `faces` is whether they have to be found,
+    and by what: by the model's own finder where face_backend is None."""
+
+    def of(config: ModelConfig) -> tuple[str, ...]:
+        finders = {"mediapipe": FACE, "demo": ("tracker",)}  # the models of other backends come from elsewhere
+        finder = finders.get(face_backend or config.defaults.face_backend, ()) if faces else ()
+        return (*NETWORKS, *finder, *(("taesd",) if preview else ()))
+
+    return of
 
 
 def _models(registry: Registry) -> list[str]:
@@ -151,7 +166,7 @@ def _models(registry: Registry) -> list[str]:
 
 
 def _unknown(model: str | Path, registry: Registry) -> LatentSyncError:
-    names = ", ".join(_models(registry))
+    names = ", ".join([*_models(registry), shipped.NAME])
     if isinstance(model, str) and model in configs.presets():
         return WeightsError(
             f"there are no published weights for '{model}'; use {names}, or a folder with weights of your own "
@@ -174,6 +189,15 @@ def _by_name(name: str, home: Path, registry: Registry) -> ModelFiles:
     if "unet" in files:
         _check_header(files["unet"], config)
     return ModelFiles(config, files, None, home, registry=registry)
+
+
+def _shipped(home: Path, registry: Registry) -> ModelFiles:
+    """The model that comes with the package."""
+    lacking = shipped.lacking()
+    if lacking:
+        raise shipped.absent(lacking)
+    found = _by_folder(shipped.folder(), home, None, registry)
+    return replace(found, files={**found.files, **{role: shipped.folder() / name for role, name in shipped.FILES.items()}})
 
 
 def _by_folder(folder: Path, home: Path, resolution: int | None, registry: Registry, within: tuple[Path, ...] = ()) -> ModelFiles:
@@ -252,6 +276,9 @@ def _standard(config: ModelConfig, home: Path, registry: Registry) -> dict[str, 
             path = next((p for folder in places.search_folders(home) for p in [_first(folder, names)] if p is not None), None)
             if path is not None:
                 out[half] = path
+    tracker = shipped.file("tracker")
+    if tracker is not None:
+        out["tracker"] = tracker
     if config.vae.kind == "tiny" and "taesd" in out:
         out["vae"] = out["taesd"]
     return out
@@ -409,6 +436,8 @@ def _bundle_with(role: str, registry: Registry, roles: Collection[str] = ()) -> 
 
 def _missing(found: ModelFiles, roles: list[str]) -> WeightsError:
     registry, config = found.registry, found.config
+    if "tracker" in roles:
+        return shipped.absent(["tracker"])
     searched = ([found.folder] if found.folder else []) + places.search_folders(found.home) + [places.hub_cache()]
     looked = "looked in: " + ", ".join(map(str, searched))
     own = [r for r in roles if (r == "whisper" and config.whisper != WhisperConfig()) or (r == "vae" and config.vae != VAEConfig())]
@@ -420,8 +449,13 @@ def _missing(found: ModelFiles, roles: list[str]) -> WeightsError:
     parts = ", ".join(f"{role} ({Path(f.path).name}, {gigabytes(f.size)})" if f else role for f, role in zip(remotes, roles, strict=True))
     total = gigabytes(sum(f.size or 0 for f in remotes if f))
     name = config.name if found.folder is None else _bundle_with(roles[0], registry, roles)
+    other = ""
+    if found.folder is None and not shipped.lacking():
+        other = f"\nOr try {shipped.OFFER}"
+    elif set(roles) <= set(FACE) and shipped.file("tracker") is not None:
+        other = "\nOr pass --face-backend demo, a small face finder that comes with the package"
     return WeightsError(
-        f"model {config.name} is not complete here; missing: {parts}, {total} in all. Run: latentsync models download {name}\n{looked}"
+        f"model {config.name} is not complete here; missing: {parts}, {total} in all. Run: latentsync models download {name}{other}\n{looked}"
     )
 
 
@@ -436,7 +470,7 @@ class ModelRow:
     summary: str
     resolution: int | None  # px; None for files that are no model
     size: int | None  # bytes of the whole download
-    state: Literal["complete", "partial", "absent", "untrained only"]
+    state: Literal["complete", "partial", "absent", "untrained only", "shipped"]
     where: Path | None  # of its first file
     missing: int = 0  # bytes still to fetch
     downloadable: bool = True
@@ -448,13 +482,16 @@ class ModelRow:
     def line(self) -> str:
         """For people."""
         pixels = f"{self.resolution} px" if self.resolution else ""
-        state = f"partial, {gigabytes(self.missing)} missing" if self.state == "partial" else self.state
+        state: str = f"partial, {gigabytes(self.missing)} missing" if self.state == "partial" else self.state
+        if self.state == "shipped":
+            state = "shipped with the package"
         place = f"  {self.where.parent}" if self.where else ""
         return f"{self.name:<10} {pixels:<7} {gigabytes(self.size) if self.size else '-':<9} {state:<16} {self.summary}{place}"
 
 
 def available(*, home: str | Path | None = None, registry: Registry = PUBLISHED) -> list[ModelRow]:
-    """Every name that can be asked for: what can be downloaded and how much of it is here, then the presets without published weights."""
+    """Every name that can be asked for: what can be downloaded and how much of it is here, the model that comes with the package, then the presets
+    without published weights."""
     root = places.home_folder(home)
     rows = []
     for name, bundle in registry.bundles.items():
@@ -465,11 +502,21 @@ def available(*, home: str | Path | None = None, registry: Registry = PUBLISHED)
         state: Literal["complete", "partial", "absent"] = "complete" if all(found) else "partial" if found[0] is not None else "absent"
         resolution = configs.preset(name).resolution if bundle.model else None
         rows.append(ModelRow(name, bundle.summary, resolution, sum(f.size or 0 for f in remotes), state, found[0], missing))
+    rows.append(_shipped_row(root, registry))
     for name in configs.presets():
-        if name not in registry.bundles:
+        if name not in registry.bundles and name != shipped.NAME:
             preset = configs.preset(name)
             rows.append(ModelRow(name, preset.summary, preset.resolution, None, "untrained only", None, downloadable=False))
     return rows
+
+
+def _shipped_row(home: Path, registry: Registry) -> ModelRow:
+    summary = "small, offline, trained on rendered heads"
+    if shipped.lacking():
+        return ModelRow(shipped.NAME, summary, None, None, "absent", None, downloadable=False)
+    found = _shipped(home, registry)
+    size = sum((shipped.folder() / name).stat().st_size for name in shipped.FILES.values())
+    return ModelRow(shipped.NAME, found.config.summary or summary, found.config.resolution, size, "shipped", found.files["unet"], downloadable=False)
 
 
 @dataclass(frozen=True)
@@ -528,9 +575,9 @@ def info(model: str | Path, *, home: str | Path | None = None, check: bool = Fal
     """What a model is and what it is made of, complete or not. check: read every file through and compare its sha256 with the known one."""
     found = resolve(model, home=home, need=(), registry=registry)
     published = _published(found.config.name, registry) if found.folder is None else ()
-    roles = dict.fromkeys([*(f.role for f in published), *NEED, *found.files])
+    needed = roles()(found.config)
     files = []
-    for role in roles:
+    for role in dict.fromkeys([*(f.role for f in published), *needed, *found.files]):
         remote = next((f for f in (*published, *registry.by_role(role)) if f.role == role), None)
         path = found.files.get(role)
         if path is None:
