@@ -1,0 +1,57 @@
+"""How well lips follow their sound, judged by a SyncNet: for previews of training, and for what the demo says of itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentsync.models.syncnet import visual_input
+from latentsync.speech.sync_mel import mel_start
+
+if TYPE_CHECKING:
+    from latentsync.config import SyncNetConfig
+    from latentsync.models.syncnet import SyncNet
+
+LAGS = range(-10, 11)  # frames that the sound is shifted: 0.4 s each way, twice what viewers notice
+SCORED_AT_ONCE = 8  # windows through SyncNet together
+
+
+class SyncScore(NamedTuple):
+    """How well lips follow the sound, as SyncNet hears and sees it."""
+
+    cosine: float  # mean over the windows, the sound unshifted
+    confidence: float  # how far the best shift stands out: its cosine minus the median over all shifts
+    offset: int  # that shift, in frames; positive: the sound comes late
+
+
+@torch.no_grad()
+def sync_score(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor, fps: int = 25) -> SyncScore | None:
+    """Frames (n, 3, h, w) in [-1, 1] and their mel (80, t) -> scores over all windows; None where n is less than one window.
+
+    Each window is compared with the sound at shifts of -10 to 10 frames, as far as the sound reaches; the scheme is that of
+    Chung and Zisserman 2016 (Out of time), with cosines instead of distances. For networks that see pixels, not latents.
+    """
+    starts = range(frames.shape[0] - config.frames + 1)
+    if not starts:
+        return None
+    device = next(net.parameters()).device
+    columns = config.mel_columns
+    vision, audio = [], []
+    places = [mel_start(i, fps) for i in starts]
+    inside = [k for k in range(len(places)) if places[k] + columns <= mel.shape[1]]
+    if not inside:
+        return None
+    for i in range(0, len(inside), SCORED_AT_ONCE):
+        some = inside[i : i + SCORED_AT_ONCE]
+        seen = torch.stack([frames[k : k + config.frames] for k in some])
+        heard = torch.stack([mel[None, :, places[k] : places[k] + columns] for k in some])
+        v, a = net(visual_input(seen.to(device), config), heard.to(device))
+        vision.append(v.float().cpu())
+        audio.append(a.float().cpu())
+    cosines = torch.cat(vision) @ torch.cat(audio).T  # (windows, windows)
+    by_lag = {lag: cosines.diagonal(lag).mean().item() for lag in LAGS if abs(lag) < len(inside)}
+    best = max(by_lag, key=lambda lag: by_lag[lag])
+    return SyncScore(by_lag[0], by_lag[best] - float(np.median(list(by_lag.values()))), best)
