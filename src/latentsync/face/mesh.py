@@ -73,7 +73,7 @@ class FaceMesh:
         self._net.invoke()
         mesh = self._net.get_tensor(self._points).reshape(-1, 3)
         presence = 1 / (1 + math.exp(-float(self._net.get_tensor(self._presence).item())))
-        matrix = _to_region(region, float(picture.pixel_aspect))
+        matrix = to_region(region, float(picture.pixel_aspect))
         points = (mesh[:, :2] - 0.5 - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
         return points.astype(np.float32), mesh[:, 2] * (region.side / SIDE), presence
 
@@ -84,7 +84,7 @@ def cut_out(picture: PictureLike, region: Region, side: int = SIDE) -> np.ndarra
     A large region is averaged down first, so that fine texture does not alias into the landmarks.
     """
     aspect = float(picture.pixel_aspect)
-    matrix = _to_region(region, aspect, side)
+    matrix = to_region(region, aspect, side)
     corners = (np.array([[0, 0], [side, 0], [0, side], [side, side]]) - 0.5 - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
     x0, y0 = np.maximum(np.floor(corners.min(axis=0)) - 1, 0).astype(int).tolist()
     x1, y1 = np.minimum(np.ceil(corners.max(axis=0)) + 2, (picture.width, picture.height)).astype(int).tolist()
@@ -104,7 +104,7 @@ def cut_out(picture: PictureLike, region: Region, side: int = SIDE) -> np.ndarra
     return cv2.warpAffine(patch, np.column_stack([linear, shift]), (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _to_region(region: Region, aspect: float, side: int = SIDE) -> np.ndarray:
+def to_region(region: Region, aspect: float, side: int = SIDE) -> np.ndarray:
     """(2, 3) float64: picture pixel -> region pixel, both with pixel centres at whole numbers."""
     scale = side / region.side
     c, s = scale * math.cos(region.angle), scale * math.sin(region.angle)
@@ -116,7 +116,7 @@ def _to_region(region: Region, aspect: float, side: int = SIDE) -> np.ndarray:
 def region_of_mesh(points: np.ndarray, aspect: float) -> Region:
     """The region for the next look at a face whose landmarks (478, 2), in pixels of the picture, are known."""
     square = (np.asarray(points, np.float64) + 0.5) * [aspect, 1.0]
-    return _region(square, square[EYES[1]] - square[EYES[0]])
+    return region_around(square, square[EYES[1]] - square[EYES[0]])
 
 
 def region_of_box(box: tuple[float, float, float, float], eyes: np.ndarray, aspect: float) -> Region:
@@ -129,7 +129,8 @@ def region_of_box(box: tuple[float, float, float, float], eyes: np.ndarray, aspe
     return Region(float(x), float(y), MARGIN * float(max(width, height)), math.atan2(across[1], across[0]))
 
 
-def _region(square: np.ndarray, across: np.ndarray) -> Region:
+def region_around(square: np.ndarray, across: np.ndarray) -> Region:
+    """The region around landmarks (n, 2) of a face, in square-pixel coordinates, turned so that `across` (2,), from eye to eye, is level."""
     angle = math.atan2(across[1], across[0])
     c, s = math.cos(angle), math.sin(angle)
     turned = square @ np.array([[c, -s], [s, c]])  # the face upright

@@ -54,9 +54,7 @@ def told(source: str | os.PathLike[str], suffixes: frozenset[str] = VIDEO_SUFFIX
     return [found[stem] for stem in sorted(found)]
 
 
-def told_split(
-    training: str, validation: str, suffixes: frozenset[str] = VIDEO_SUFFIXES | SOUND_SUFFIXES
-) -> tuple[list[Path], list[Path]]:
+def told_split(training: str, validation: str, suffixes: frozenset[str] = VIDEO_SUFFIXES | SOUND_SUFFIXES) -> tuple[list[Path], list[Path]]:
     """(training, validation) media; with no validation set, one in `HELD_OUT` is held out of the training set, chosen by its name alone."""
     media = told(training, suffixes)
     if validation:
@@ -77,7 +75,9 @@ def read_truth(media: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in names if name not in file.files]
             if missing:
-                raise InputError(f"{path} holds no '{missing[0]}', it holds {', '.join(file.files) or 'nothing'}; make it anew with `tools.synthheads`")
+                raise InputError(
+                    f"{path} holds no '{missing[0]}', it holds {', '.join(file.files) or 'nothing'}; make it anew with `tools.synthheads`"
+                )
             arrays = {name: np.asarray(file[name], np.float32) for name in names}
     except (OSError, ValueError, zipfile.BadZipFile) as e:
         raise InputError(f"cannot read {path}: {e}; make it anew with `tools.synthheads`") from e
