@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 .PHONY: help venv test lint docs demo bench clean
 
 help:
-	@echo "make demo   lip-sync a sample that the project makes itself"
+	@echo "make demo   lip-sync the sample that ships with the package, by the model that ships with it"
 	@echo "make test   linters, type checker and all tests"
 	@echo "make venv   only set up $(VENV)"
 	@echo "make docs   write docs/cli.md from the command's help"
@@ -37,7 +37,7 @@ docs: $(READY)
 	$(BIN)/python tools/make_cli_docs.py docs/cli.md
 
 demo: $(READY)
-	$(BIN)/python tools/demo.py demo
+	$(BIN)/latentsync demo -o demo --overwrite
 
 bench: $(READY)
 	$(BIN)/python bench/run.py

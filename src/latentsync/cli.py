@@ -244,6 +244,31 @@ class _Show:
             self._bar.update(self._task, completed=p.done, total=p.total, rate=rate)
 
 
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write to.")] = Path("latentsync-demo"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(metavar=_either(opt.DTYPES), help="Precision of the networks.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else on standard output.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier demo.")] = False,
+) -> None:
+    """Lip-sync a sample with the small model, both of which come with the package: no download, a minute or two on two CPU cores.
+
+    Writes demo.mp4, side_by_side.mp4 and mouth.png. The model is trained on rendered heads only; real people look painted.
+    """
+    shown = _Show(quiet=as_json or sys.stderr is None or not sys.stderr.isatty())
+    with shown:
+        shown.say("starting")
+        from latentsync.demonstrate import demonstrate
+
+        made = demonstrate(out, device=device, dtype=dtype, overwrite=overwrite, progress=shown.progress, say=shown.say)
+    if as_json:
+        typer.echo(json.dumps(made.plain()))
+    else:
+        for line in made.lines():
+            typer.echo(line)
+
+
 @models_app.command("list")
 def models_list(
     home: Annotated[Path | None, HOME] = None,
