@@ -244,7 +244,8 @@ def test_adapters_are_trained_written_and_gone_on_with(base: tuple[str, ...], st
     assert checkpoint.step_of(parts.last) == 4
     adapter = read_state(parts.last / "adapter_model.safetensors")
     assert equal(adapter, read_state(whole.last / "adapter_model.safetensors"))
-    assert all(v.any() for v in adapter.values())
+    # at 64 px the middle block sees one place alone, among which queries change nothing
+    assert all(v.any() for k, v in adapter.items() if not ("mid_block" in k and "attn1.to_q" in k))
     assert (parts.last / "unet.safetensors").is_file() == (kind == "merged")
     described = json.loads((parts.last / "adapter_config.json").read_text())
     assert (described["r"], described["base_model_name_or_path"]) == (4, str(stage1.last))
