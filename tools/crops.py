@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -30,8 +29,9 @@ import av
 import cv2
 import numpy as np
 import torch
+from tools.synthheads.files import copied, make_folder, write_arrays, write_video
 
-from latentsync.errors import InputError, LatentSyncError, OutputError, UsageError
+from latentsync.errors import InputError, LatentSyncError, UsageError
 from latentsync.face.align import alignment, crop, crop_size
 from latentsync.face.points import anchor_points
 from latentsync.face.protocols import Face
@@ -39,7 +39,7 @@ from latentsync.face.track import SMOOTH, smooth
 from latentsync.media.video import open_video
 
 EDGE = 0.5  # where the corpus puts the centre of the first pixel
-CRF = "8"  # visually lossless: 46 dB and more
+CRF = 8  # visually lossless: 46 dB and more
 TRUTHS = ("articulation", "lip_gap")  # arrays of the clip's .npz that pass unchanged
 
 
@@ -83,13 +83,13 @@ def make(clip: Path, out: Path, size: int) -> int:
     with open_video(clip) as video:
         rate = video.info.rate or Fraction(25)
         faces = (_face(i, frame.picture, upright, size, clip) for i, frame in enumerate(video.frames()))
-        frames = _write(out / clip.name, faces, rate, clip)
+        frames = _write(out / clip.name, faces, rate, size, clip)
     if frames != len(landmarks):
         with suppress(OSError):
             (out / clip.name).unlink()
         raise InputError(f"{clip} has {frames} frames, its .npz the truth of {len(landmarks)}; make this clip again")
     matrix = np.stack([squeezed(m, size) for m in upright])
-    _save(done, landmarks=mapped(landmarks, matrix).astype(np.float32), matrix=matrix, **kept)
+    write_arrays(done, landmarks=mapped(landmarks, matrix).astype(np.float32), matrix=matrix, **kept)
     return frames
 
 
@@ -111,47 +111,10 @@ def _truth(path: Path) -> Any:
     return file
 
 
-def _write(path: Path, faces: Iterable[np.ndarray], rate: Fraction, sound: Path) -> int:
+def _write(path: Path, faces: Iterable[np.ndarray], rate: Fraction, size: int, sound: Path) -> int:
     """Encodes faces (size, size, 3) uint8 RGB with the sound packets of `sound` beside them; the number of frames."""
-    scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-    count = 0
-    try:
-        with av.open(str(sound)) as source, av.open(str(scratch), "w", format="mp4") as container:
-            options = {"crf": CRF, "preset": "veryfast", "g": str(max(1, round(rate)))}
-            picture: Any = container.add_stream("libx264", rate=rate, options=options)
-            picture.pix_fmt = "yuv444p"
-            picture.codec_context.thread_count = 1
-            heard = source.streams.audio[0] if source.streams.audio else None
-            copied: Any = container.add_stream_from_template(heard) if heard is not None else None
-            for face in faces:
-                if not count:
-                    picture.height, picture.width = face.shape[:2]
-                container.mux(picture.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(face), format="rgb24")))
-                count += 1
-            container.mux(picture.encode())
-            for packet in source.demux(heard) if heard is not None else ():
-                if packet.size:
-                    packet.stream = copied
-                    container.mux(packet)
-        scratch.replace(path)
-    except OSError as e:  # libav's errors are among these
-        raise OutputError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-    return count
-
-
-def _save(path: Path, **arrays: Any) -> None:
-    scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.npz")
-    try:
-        np.savez_compressed(scratch, **arrays)
-        scratch.replace(path)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
+    with av.open(str(sound)) as source:
+        return write_video(path, faces, rate, size, crf=CRF, pixels="yuv444p", key_every=max(1, round(rate)), add_sound=copied(source))
 
 
 def finished(corpus: Path) -> list[Path]:
@@ -167,10 +130,7 @@ def make_all(corpus: Path, out: Path, size: int = 128, jobs: int = 1) -> Iterato
     if size < 16 or size % 2:
         raise UsageError(f"the size of crops must be an even number of pixels from 16, found {size}")
     clips = finished(corpus)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OutputError(f"cannot make the folder {out}: {e.strerror or e}") from e
+    make_folder(out)
     work = partial(make, out=out, size=size)
     if jobs <= 1:
         _one_thread()

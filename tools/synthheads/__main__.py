@@ -68,6 +68,7 @@ def make_all(folder: Path, seeds: Sequence[int], seconds: float, size: int | Non
         for seed in todo:
             yield make(folder, seed, seconds)
         return
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # the software rasteriser then takes one core for each process
     with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=get_context("spawn"), initializer=start, initargs=(mesh, size)) as pool:
         waiting = [pool.submit(make, folder, seed, seconds) for seed in todo]
         try:

@@ -70,7 +70,7 @@ class Grain:
 
     def apply(self, image: np.ndarray, moved: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(size, size, 3) uint8 -> the same; `moved` (2,) are the pixels by which the face moves in a frame's time."""
-        f = image.astype(np.float32)
+        f: np.ndarray = image.astype(np.float32)
         f = _smeared(f, moved * self.shutter)
         if self.blur > 0.25:
             f = cv2.GaussianBlur(f, (0, 0), self.blur)

@@ -96,8 +96,7 @@ def _tube(line: np.ndarray, radius: float, closed: bool) -> tuple[np.ndarray, np
 
 
 def _tube_triangles(length: int, closed: bool) -> np.ndarray:
-    i, j = np.meshgrid(np.arange(length if closed else length - 1), np.arange(TUBE), indexing="ij")
-    i, j = i.ravel(), j.ravel()
+    i, j = (g.ravel() for g in np.meshgrid(np.arange(length if closed else length - 1), np.arange(TUBE), indexing="ij"))
     k, m = (i + 1) % length, (j + 1) % TUBE
     a, b, c, d = i * TUBE + j, k * TUBE + j, i * TUBE + m, k * TUBE + m
     return np.concatenate([np.stack([a, b, c], 1), np.stack([c, b, d], 1)])

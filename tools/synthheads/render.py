@@ -153,7 +153,8 @@ def sample_light(rng: np.random.Generator, skin: np.ndarray, more: np.random.Gen
 
 def _context() -> Any:
     try:
-        return moderngl.create_standalone_context(backend="egl")
+        options: dict[str, Any] = {"backend": "egl"}
+        return moderngl.create_context(standalone=True, **options)
     except Exception as e:
         raise DeviceError(f"no OpenGL 3.3 without a window ({e}); run: apt-get install libegl1 libgl1-mesa-dri") from e
 
@@ -501,7 +502,7 @@ class Renderer:
         self._lashes.render()
         if worn:
             self._lenses.render()
-        image = np.frombuffer(self._target.read(components=3), np.uint8).reshape(self._inner, self._inner, 3)[::-1]
+        image: np.ndarray = np.frombuffer(self._target.read(components=3), np.uint8).reshape(self._inner, self._inner, 3)[::-1]
         if self._inner != self.size:
             image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
         return image

@@ -27,7 +27,7 @@ HAIR = np.array(
 ) / 255  # fmt: skip
 IRIS = np.array([[62, 38, 22], [84, 54, 30], [110, 78, 40], [92, 104, 62], [78, 112, 132], [104, 128, 150], [112, 118, 116]], np.float32) / 255
 LIPSTICK = np.array([[0.72, 0.18, 0.24], [0.62, 0.2, 0.28], [0.8, 0.36, 0.36], [0.55, 0.14, 0.2], [0.75, 0.4, 0.38]])
-TEETH = np.array([[0.93, 0.92, 0.89], [0.88, 0.85, 0.78], [0.86, 0.80, 0.66], [0.78, 0.70, 0.54], [0.74, 0.70, 0.64]])  # bleached to stained
+TEETH = np.array([[0.93, 0.92, 0.89], [0.88, 0.85, 0.78], [0.86, 0.80, 0.66], [0.78, 0.70, 0.54], [0.78, 0.73, 0.66]])  # bleached to stained
 GUM = np.array([[0.62, 0.30, 0.30], [0.70, 0.38, 0.38], [0.45, 0.22, 0.24]])
 FRAMES = np.array(  # of glasses
     [[0.03, 0.03, 0.035], [0.16, 0.08, 0.04], [0.55, 0.5, 0.45], [0.65, 0.5, 0.25], [0.35, 0.05, 0.07], [0.08, 0.12, 0.25], [0.7, 0.66, 0.6]]
@@ -155,14 +155,14 @@ def vary_look(look: Look, rng: np.random.Generator) -> None:
     look["teeth"] = np.clip(tooth * u(0.85, 1.06), 0, 0.97)
     look["gum"] = GUM[2 if look["tone"] > 6 and rng.random() < 0.6 else int(rng.integers(2))] * u(0.8, 1.1)
     look["tooth_spread"] = float(u(0, 1) ** 2)  # how irregular, 1 = crooked
-    look["tooth_gap"] = float(u(0.06, 0.16) if rng.random() < 0.3 else u(0, 0.04))  # share of a tooth's width
+    look["tooth_gap"] = float(u(0.04, 0.11) if rng.random() < 0.3 else u(0, 0.04))  # share of a tooth's width
     look["front_gap"] = float(u(0.05, 0.16) if rng.random() < 0.15 else 0)  # cm
     look["tooth_size"] = float(u(0.9, 1.14))
     look["wrinkles"] = float(np.clip(look["age"] * 1.5 - 0.45 + rng.normal(0, 0.15), 0, 1))
     look["pores"] = float(u(0, 1))
     look["blemishes"] = int(rng.integers(0, 14)) if rng.random() < 0.5 else 0
     look["stripes"] = float(u(1.5, 7)) if rng.random() < 0.25 else 0.0  # a centimetre
-    look["mottle"] = float(u(0.5, 2.2))
+    look["mottle"] = float(u(0.5, 1.7))
     if rng.random() < 0.27:
         look["glasses"] = {
             "colour": (FRAMES[rng.integers(len(FRAMES))] * u(0.7, 1.3)).tolist(),
@@ -180,8 +180,8 @@ class _Canvas:
     """Colour (n, n, 3) and gloss (n, n) of one texture tile; masks (n, n) say how much of a paint takes."""
 
     def __init__(self, n: int, skin: np.ndarray) -> None:
-        self.colour = np.tile(skin, (n, n, 1)).astype(np.float32)
-        self.gloss = np.full((n, n), 0.42, np.float32)
+        self.colour: np.ndarray = np.tile(skin, (n, n, 1)).astype(np.float32)
+        self.gloss: np.ndarray = np.full((n, n), 0.42, np.float32)
 
     def tint(self, mask: np.ndarray, factor: npt.ArrayLike, k: float) -> None:
         """Multiplies the colour by `factor` (3,)."""
@@ -203,9 +203,9 @@ def paint_skin(
     """
     n = rest.shape[0]
     x, y, z = rest[..., 0], rest[..., 1], rest[..., 2]
-    low, mid, fine = fbm(rng, n, 4, 4), fbm(rng, n, 4, 32), rng.standard_normal((n, n)).astype(np.float32)
-    fine = blurred(fine, 0.8)
-    fine /= fine.std()
+    low, mid = fbm(rng, n, 4, 4), fbm(rng, n, 4, 32)
+    fine = blurred(rng.standard_normal((n, n)).astype(np.float32), 0.8)
+    fine = fine / fine.std()
     canvas = _Canvas(n, look["skin"])
     tint = canvas.tint
     canvas.colour *= 1 + (0.016 * low + 0.016 * mid * look["mottle"] + 0.03 * look["mottle"] * fine)[..., None]
@@ -261,9 +261,9 @@ def _age(canvas: _Canvas, rest: np.ndarray, look: Look, rng: np.random.Generator
     front = soft(z, 2.5, 5.0)
     grain = rng.standard_normal((n, n)).astype(np.float32)
     pores = blurred(grain, 1.3)
-    pores /= pores.std()
+    pores = pores / pores.std()
     dark = np.clip(pores - 0.8, 0, 2) * front * (np.exp(-((np.abs(x) / 5.5) ** 2)) * 0.7 + 0.3)
-    canvas.tint(dark, [0.74, 0.66, 0.62], 0.16 + 0.34 * look["pores"])
+    canvas.tint(dark, [0.74, 0.66, 0.62], 0.08 + 0.22 * look["pores"])
     canvas.gloss -= 0.10 * look["pores"] * dark
     for _ in range(look["blemishes"]):
         cx, cy = rng.normal(0, 4.2), rng.normal(-1.5, 5)
@@ -287,14 +287,14 @@ def _age(canvas: _Canvas, rest: np.ndarray, look: Look, rng: np.random.Generator
             bow = 3.5 + slope * away + 0.06 * waver
             lines += 0.55 * np.exp(-(((y - bow) / 0.07) ** 2)) * soft(away, 0.0, 0.3) * soft(-away, -2.0, -0.8)
         fold = 2.35 + 0.30 * np.clip(-1.2 - y, 0, 9) ** 0.9 + 0.05 * waver  # from the wing of the nose past the mouth
-        lines += 1.2 * np.exp(-(((across - fold) / 0.13) ** 2)) * soft(y, -5.3, -3.8) * soft(-y, 0.9, 1.9)
+        lines += 0.7 * np.exp(-(((across - fold) / 0.22) ** 2)) * soft(y, -5.3, -3.8) * soft(-y, 0.9, 1.9)
         bag = 1.75 - 0.28 * np.cos(np.clip((across - 3.1) / 1.2, -1.6, 1.6)) + 0.03 * waver  # under the eye
         lines += 0.7 * np.exp(-(((y - bag) / 0.1) ** 2)) * np.exp(-(((across - 3.1) / 1.5) ** 4))
         frown = 0.75 + 0.12 * waver
         lines += 0.7 * np.exp(-(((across - frown) / 0.08) ** 2)) * soft(y, 4.8, 5.5) * soft(-y, -7.3, -6.3)
     lines = np.clip(lines, 0, 1.2) * front
     light = np.roll(lines, 4, axis=0)  # the lower lip of a fold catches light
-    canvas.tint(lines, [0.62, 0.5, 0.46], 0.75 * depth)
+    canvas.tint(lines, [0.62, 0.5, 0.46], 0.55 * depth)
     canvas.tint(np.clip(light - lines, 0, 1), [1.12, 1.1, 1.08], 0.8 * depth)
     canvas.gloss += 0.05 * (light - lines) * depth
 
@@ -320,7 +320,7 @@ def _paint_face(canvas: _Canvas, rest: np.ndarray, model: HeadModel, look: Look,
     lips = blurred(lip_area, n / 260)
     edge = np.abs(lips - blurred(lip_area, n / 90))
     streak = cv2.GaussianBlur(rng.standard_normal((n, n)).astype(np.float32), (0, 0), sigmaX=0.7, sigmaY=5)
-    streak /= streak.std()
+    streak = streak / streak.std()
     canvas.put(lips, look["lip"], 0.92)
     canvas.colour *= 1 + (lips * (0.045 * streak + 0.05 * mid))[..., None]
     canvas.tint(blurred(outline(range(60, 68), 200), 2.5), [0.6, 0.35, 0.38], 1.2)
