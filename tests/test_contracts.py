@@ -25,7 +25,10 @@ STOREYS = (
     "doctor",
     "prepare",
     "train",
+    "demonstrate",
     "pipeline",
+    "score",
+    "reference",
     "loading",
     "preflight",
 )  # from the roof down; each may know those after it, and none before

@@ -78,7 +78,8 @@ class Demonstration:
         """For people."""
         r = self.result
         out = [
-            f"{self.folder / VIDEO}: {self.sample.name} now says {self.speech.name}; {r.seconds:.2f} s, {r.faces} of {r.frames} frames with a new mouth",
+            f"{self.folder / VIDEO}: {self.sample.name} now says {self.speech.name}; {r.seconds:.2f} s, "
+            f"{r.faces} of {r.frames} frames with a new mouth",
             f"{self.folder / BESIDE}: the original left, the result right, both with the new sound",
             f"{self.folder / SHEET}: the mouth at {min(MOMENTS, r.frames)} moments, original above, result below",
             f"{r.seconds_per_second:.2f} s of work per second of video on {r.device} in {r.dtype}; "
@@ -90,6 +91,9 @@ class Demonstration:
                 f"{self.original.confidence:.3f} at {self.original.offset} in the original with the new sound"
             )
         return out + [f"note: {note}" for note in r.notes]
+
+
+Moment = tuple[float, np.ndarray, np.ndarray]  # seconds; the mouth in the original and in the result, (h, w, 3) uint8
 
 
 class _Seen(NamedTuple):
@@ -171,9 +175,7 @@ def _check(folder: Path, overwrite: bool) -> None:
         raise OutputError(f"{folder / there[0]} exists; pass --overwrite to replace it, or name another folder with --out")
 
 
-def _compare(
-    lipsync: LipSync, sample: Path, made: Path, sound: Audio, moments: set[int]
-) -> tuple[list[_Seen], list[tuple[float, np.ndarray, np.ndarray]]]:
+def _compare(lipsync: LipSync, sample: Path, made: Path, sound: Audio, moments: set[int]) -> tuple[list[_Seen], list[Moment]]:
     """Every frame of the original, laid over the length of the sound, beside the result's; and at some moments the time and both mouths.
 
     Both faces are cut out by the original's points. A frame without a face shows the last one.
@@ -182,10 +184,7 @@ def _compare(
     seen: list[_Seen] = []
     mouths = []
     with open_video(sample) as source, open_video(made) as result:
-        defaults = Options()
-        frames = timeline(
-            source, sound.info.duration, when_audio_longer=defaults.when_audio_longer, when_video_longer=defaults.when_video_longer, fps=None
-        )
+        frames = timeline(source, sound.info.duration)
         tracker: Tracker = Tracker(lipsync.model.faces())
         points = None
         for number, (tracked, other) in enumerate(zip(tracker.track(frames, _picture), result.frames(), strict=False)):
@@ -209,8 +208,8 @@ def _picture(frame: Frame) -> Any:
     return frame.picture
 
 
-def sheet(mouths: list[tuple[float, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(time in seconds, original, result) of each moment -> (h, w, 3) uint8: a column for each, original above, result below."""
+def sheet(mouths: list[Moment]) -> np.ndarray:
+    """Some moments -> (h, w, 3) uint8: a column for each, original above, result below."""
     height, width = mouths[0][1].shape[:2]
     left, top, gap = 84, 24, 4
     page = np.full((top + 2 * (height + gap), left + len(mouths) * (width + gap), 3), 255, np.uint8)
