@@ -70,6 +70,43 @@ def test_ddim_timesteps_are_the_published_ones():
     assert scheduler.timesteps.tolist() == [751, 501, 251, 1]
 
 
+@pytest.mark.parametrize("name", denoise.SCHEDULERS)
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [1, 6, 8, 20])
+def test_who_knows_the_clean_latents_gets_them_back(name, spacing, prediction, steps):
+    scheduler = denoise.make_scheduler(name, DiffusionConfig(prediction_type=prediction, spacing=spacing))
+    clean = torch.randn((1, 4, 3, 4, 4), generator=torch.Generator().manual_seed(5))
+
+    def unet(sample, t, audio, *, cache=None):
+        a = scheduler.alphas_cumprod[int(t)]
+        noise = (sample[:, :4] - a.sqrt() * clean) / (1 - a).sqrt()
+        return noise if prediction == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * clean
+
+    out = denoise.sample(unet, scheduler, **inputs(), steps=steps, guidance=1.0)
+    assert (out - clean).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("steps", [6, 8])
+def test_ddim_with_trailing_spacing_is_ddim_from_timestep_to_timestep(steps):
+    """Against the formula (Song et al., arXiv 2010.02502, eq. 12 without noise) with v-prediction, for a network that is wrong at every step."""
+    diffusion = DiffusionConfig(prediction_type="v_prediction", spacing="trailing")
+    scheduler = denoise.make_scheduler("ddim", diffusion)
+    given = inputs()
+    out = denoise.sample(lambda s, t, a, *, cache=None: torch.sin(2 * s[:, :4] + 0.001 * t), scheduler, **given, steps=steps, guidance=1.0)
+    betas = torch.linspace(diffusion.beta_start**0.5, diffusion.beta_end**0.5, 1000, dtype=torch.float64) ** 2
+    alphas = (1 - betas).cumprod(0)
+    times = [round(1000 - i * 1000 / steps) - 1 for i in range(steps)]
+    assert scheduler.timesteps.tolist() == times
+    x = given["noise"].double()
+    for i, t in enumerate(times):
+        a, b = alphas[t], alphas[times[i + 1]] if i + 1 < steps else torch.tensor(1.0, dtype=torch.float64)
+        v = torch.sin(2 * x + 0.001 * t)
+        clean, noise = a.sqrt() * x - (1 - a).sqrt() * v, a.sqrt() * v + (1 - a).sqrt() * x
+        x = b.sqrt() * clean + (1 - b).sqrt() * noise
+    torch.testing.assert_close(out.double(), x, atol=2e-3, rtol=0)
+
+
 def test_guidance_runs_silence_first_and_combines_linearly():
     given = inputs()
     seen = []

@@ -1,0 +1,368 @@
+"""The model that ships: one reference for a shot, pasting within the face, its own defaults, where it is found, and `latentsync demo`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from latentsync import config as configs
+from latentsync import weights
+from latentsync.cli import app
+from latentsync.config import DefaultsConfig, ModelConfig
+from latentsync.demonstrate import TILE, demonstrate, sheet
+from latentsync.errors import InputError, OutputError, UsageError, WeightsError
+from latentsync.face.mask import hull_mask, inpaint_mask
+from latentsync.face.paste import paste
+from latentsync.face.points import anchor_points, lip_opening, outline
+from latentsync.face.protocols import Face
+from latentsync.media.video import open_video
+from latentsync.options import Options, Sampling
+from latentsync.pipeline import Aligned, LipSync, pieces
+from latentsync.reference import HELD_FRAMES, UNSEEN, with_references
+from latentsync.weights import shipped, untrained
+from latentsync.weights.convert import save
+from tests.conftest import ROOT, loaded, write_wav
+
+ANCHORS_AT = {**dict.fromkeys(range(17, 22), 0), **dict.fromkeys(range(22, 27), 1), **dict.fromkeys((29, 30, 31, 35), 2)}
+
+
+def landmarks(pose: tuple[np.ndarray, float]) -> np.ndarray:
+    """(68, 2) landmarks of the drawn face (see tools/sample.py) whose alignment points are the sample's own."""
+    module = loaded(ROOT / "tools" / "sample.py")
+    matrix, opening = pose
+    face = np.zeros((68, 2))
+    turn = np.linspace(0, np.pi, 17)
+    face[:17] = np.stack([-0.98 * np.cos(turn), 0.2 + 1.15 * np.sin(turn)], axis=1)  # from ear to ear by way of the chin
+    for i, which in ANCHORS_AT.items():
+        face[i] = np.vstack([module.BROWS, module.NOSE])[which]
+    face[36:42], face[42:48] = (-0.42, 0), (0.42, 0)
+    face[48:68] = (0, 0.82)
+    face[61:64], face[65:68] = (0, 0.82 - 0.08 * opening), (0, 0.82 + 0.08 * opening)
+    return np.asarray(face @ matrix[:, :2].T + matrix[:, 2])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained model of the shipped one's kind: one reference, hull, v-prediction, its own defaults; 64 px."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    folder.mkdir()
+    tiny = configs.preset("tiny")
+    config = replace(
+        tiny,
+        name="small",
+        summary="for tests",
+        unet=replace(tiny.unet, channels=(32, 32), layers_per_block=1),
+        vae=replace(tiny.vae, channels=(8, 8, 16, 16)),
+        diffusion=replace(tiny.diffusion, prediction_type="v_prediction", spacing="trailing"),
+        defaults=DefaultsConfig(steps=2, guidance=1.0, scheduler="ddim", face_backend="demo"),
+        reference="fixed",
+        hull=True,
+    )
+    untrained.write(config, folder, 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lipsync(small: Path) -> LipSync:
+    return LipSync.load(small, device="cpu", dtype="fp32", faces=False)
+
+
+@pytest.fixture(scope="module")
+def job(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Video, sound of 0.8 s, landmarks: the lips open and close."""
+    folder = tmp_path_factory.mktemp("job")
+    module = loaded(ROOT / "tools" / "sample.py")
+    np.savez(folder / "marks.npz", landmarks=np.stack([landmarks(module.pose(i / 25, 320)) for i in range(50)]))
+    return sample / "sample.mp4", write_wav(folder / "voice.wav", 0.3 * np.sin(np.arange(12800) / 9)), folder / "marks.npz"
+
+
+# one reference for a shot
+
+
+class Kept:
+    """A picture that knows its size only."""
+
+    def __init__(self, nbytes: int = 10) -> None:
+        self.planes = (np.zeros(nbytes, np.uint8),)
+
+
+def shot(openings: list[float | None], *, cuts: tuple[int, ...] = (), missing: tuple[int, ...] = (), picture: int = 10) -> list[Aligned]:
+    """Frames at 25 a second whose crops say their number."""
+    out = []
+    for i, opening in enumerate(openings):
+        frame = SimpleNamespace(time=Fraction(i, 25), duration=Fraction(1, 25), picture=Kept(picture))
+        tracked: Any = SimpleNamespace(frame=frame, cut=i in cuts, opening=opening, person=0)
+        out.append(Aligned(i, tracked, None, None if i in missing else np.full((2, 2, 3), i, np.uint8)))
+    return out
+
+
+def references(items: list[Aligned]) -> list[int | None]:
+    return [None if item.reference is None else int(item.reference[0, 0, 0]) for item in items]
+
+
+def test_the_reference_has_the_median_opening_of_the_first_two_seconds() -> None:
+    openings: list[float | None] = [0.5, 0.1, 0.9, 0.3, 0.2, *[0.0, 1.0] * 22, 0.31, *[5.0] * 60]
+    notes: list[str] = []
+    found = references(list(with_references(shot(openings), notes)))
+    first = np.argsort(np.array(openings[:50], float), kind="stable")[24]
+    assert set(found) == {int(first)}
+    assert len(found) == len(openings)
+    assert notes == []
+
+
+def test_each_shot_has_its_own_reference_and_lost_frames_do_not_count() -> None:
+    items = list(with_references(shot([0.1, 0.2, 0.3, 9, 8, 7], cuts=(3,), missing=(1,)), []))
+    assert references(items) == [0, 0, 0, 4, 4, 4]
+    assert [i.number for i in items] == list(range(6))
+    assert references(list(with_references(shot([0.1] * 4, missing=(0, 1)), []))) == [None, None, 2, 2]
+    changed = shot([0.1, 0.2, 0.3, 0.4])
+    for item in changed[2:]:
+        item.tracked.person = 1  # type: ignore[misc]
+    assert references(list(with_references(changed, []))) == [0, 0, 2, 2]
+
+
+def test_without_lips_it_is_the_first_frame_and_said_once() -> None:
+    notes: list[str] = []
+    assert references(list(with_references(shot([None] * 4, cuts=(2,)), notes))) == [0, 0, 2, 2]
+    assert notes == [UNSEEN]
+
+
+@pytest.mark.parametrize(("picture", "most"), [(10, HELD_FRAMES), (1 << 26, 4)])
+def test_few_frames_are_held_however_long_the_shot(picture: int, most: int) -> None:
+    taken = 0
+
+    def counted(items: list[Aligned]) -> Iterator[Aligned]:
+        nonlocal taken
+        for item in items:
+            taken += 1
+            yield item
+
+    lazy = with_references(counted(shot([0.1] * 80, picture=picture if picture < 100 else 0)), [])
+    if picture > 100:  # large pictures: a plane that says it is large without being so
+
+        class Large:
+            planes = (SimpleNamespace(nbytes=picture),)
+
+        frames = shot([0.1] * 80)
+        for item in frames:
+            item.tracked.frame.picture = Large()  # type: ignore[misc]
+        lazy = with_references(counted(frames), [])
+    given = 0
+    for _ in lazy:
+        given += 1
+        assert taken - given < most
+    assert given == 80
+
+
+def test_a_window_has_one_reference() -> None:
+    items = list(with_references(shot([0.1] * 6, cuts=(4,)), []))
+    assert [[i.number for i in piece] for piece in pieces(items, 3)] == [[0, 1, 2], [3], [4, 5]]
+
+
+def test_every_window_sees_the_chosen_face(lipsync: LipSync, job: tuple[Path, Path, Path]) -> None:
+    video, voice, marks = job
+    seen = []
+    watch = lipsync.model.unet.register_forward_hook(lambda _, given, out: seen.append(given[0]))
+    try:
+        list(lipsync.stream(video, voice, points=marks))
+    finally:
+        watch.remove()
+    channels = lipsync.config.vae.latent_channels
+    shown = [given[:, -channels:] for given in seen]  # the reference comes last
+    assert len(shown) == 4  # two windows of two steps
+    first = shown[0][:, :, :1]
+    assert all((s == first).all() for s in shown), "one face for all frames of all windows"
+
+
+def test_only_the_face_changes_whatever_the_batches(lipsync: LipSync, job: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Two clips: the rest of the frame leaves as it came, bit for bit, and the paste stays within the hull and its soft edge."""
+    video, voice, marks = job
+    results = []
+    for batched in (1, 2):
+        out = tmp_path / f"{batched}.mkv"
+        result = lipsync.sync(video, voice, out, points=marks, codec="ffv1", batch_windows=batched)
+        assert (result.steps, result.guidance, result.scheduler) == (2, 1.0, "ddim")  # the model's own
+        assert result.plain()["steps"] == 2
+        with open_video(out) as made, open_video(video) as source:
+            results.append([f.picture.rgb() for f in made.frames()])
+            if batched == 1:
+                before = [f.picture.rgb() for f in source.frames()][: len(results[0])]
+    points = np.load(marks)["landmarks"]
+    for i, (a, b) in enumerate(zip(before, results[0], strict=True)):
+        changed = np.argwhere((a != b).any(axis=2))[:, ::-1].astype(np.float32)
+        assert len(changed) > 500
+        import cv2
+
+        hull = cv2.convexHull(points[i, :27].astype(np.float32))
+        away = max(-cv2.pointPolygonTest(hull, (float(x), float(y)), True) for x, y in changed[::7])
+        assert away < 0.06 * 320, "beyond the jaw nothing is touched"
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(*results, strict=True)) <= 4
+
+
+# hull
+
+
+def test_the_hull_is_one_inside_and_nothing_far_outside() -> None:
+    turn = np.linspace(0, 2 * np.pi, 40)
+    hull = hull_mask(np.stack([64 + 30 * np.cos(turn), 64 + 40 * np.sin(turn)], axis=1), 128)
+    y, x = np.mgrid[:128, :128]
+    radius = np.hypot((x - 64) / 30, (y - 64) / 40)
+    assert hull[radius < 0.98].min() > 0.99
+    assert hull[radius > 1.35].max() == 0
+    assert not hull_mask(np.full((5, 2), np.nan), 64).any()
+
+
+def test_the_paste_weight_is_mask_times_hull() -> None:
+    matrix = np.array([[1.0, 0, 0], [0, 1.0, 0]])
+    face, mask = np.full((256, 256, 3), 200, np.float32), inpaint_mask(256)
+    everywhere = np.array([[-50.0, -50], [400, -50], [400, 400], [-50, 400]])
+    left = np.array([[-50.0, -50], [100, -50], [100, 400], [-50, 400]])
+    plain = paste(face, matrix, 220, 290, mask=mask)
+    whole = paste(face, matrix, 220, 290, mask=mask, outline=everywhere)
+    half = paste(face, matrix, 220, 290, mask=mask, outline=left)
+    np.testing.assert_allclose(whole.alpha, plain.alpha, atol=1e-6)
+    assert half.box[0] == plain.box[0]
+    assert 100 < half.box[2] < 125 < plain.box[2]
+
+
+def test_lips_and_outline_come_from_the_landmarks() -> None:
+    module = loaded(ROOT / "tools" / "sample.py")
+    matrix, _ = module.pose(0.3, 320)
+    shut, wide = (landmarks((matrix, opening)) for opening in (0.0, 1.0))
+    a, b = lip_opening(shut), lip_opening(wide)
+    assert a == pytest.approx(0, abs=1e-6)
+    assert b == pytest.approx(0.16 / 0.84, rel=1e-4)  # gap over distance of the eyes
+    assert lip_opening(wide * 3) == pytest.approx(b, rel=1e-4)
+    around = outline(wide)
+    assert around is not None
+    assert around.shape == (27, 2)
+    np.testing.assert_allclose(anchor_points(Face((0, 0, 1, 1), 1.0, wide)), module.points(0.3, 320), atol=1e-3)
+    assert outline(np.zeros((5, 2))) is None
+    assert lip_opening(np.zeros((106, 2))) is None
+
+
+# defaults
+
+
+def test_what_is_not_chosen_is_the_models_own() -> None:
+    own = DefaultsConfig(steps=8, guidance=3.0, scheduler="dpm++", face_backend="demo")
+    assert Options().sampling(own) == Sampling(8, 3.0, "dpm++")
+    assert Options(steps=5, guidance=0.0, scheduler="ddim").sampling(own) == Sampling(5, 0.0, "ddim")
+    assert Options().sampling(ModelConfig(name="x").defaults) == Sampling(20, 1.5, "ddim")  # the published
+    for name in ("1.0", "1.5", "1.6"):
+        assert configs.preset(name).defaults == DefaultsConfig()
+        assert "yunet" in weights.roles()(configs.preset(name))
+    assert weights.roles()(ModelConfig(name="x", defaults=own))[-1] == "tracker"
+    assert "yunet" in weights.roles(face_backend="mediapipe")(ModelConfig(name="x", defaults=own))
+    with pytest.raises(UsageError, match="--steps 0"):
+        Options(steps=0)
+
+
+# the shipped files
+
+
+@pytest.fixture
+def package(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the package with an untrained model in it, and a home without weights."""
+    folder = tmp_path / "package" / "demo"
+    folder.mkdir(parents=True)
+    for name in ("unet.safetensors", "whisper.safetensors", "vae.safetensors", "model.yaml"):
+        (folder / name).hardlink_to(small / name)
+    for name in ("tracker", "syncnet"):
+        save({"weight": torch.zeros(3)}, folder / f"{name}.safetensors", {"format": "pt"})
+        (folder / f"{name}.yaml").write_text("")
+    monkeypatch.setattr(shipped, "folder", lambda: folder)
+    monkeypatch.delenv("LATENTSYNC_WEIGHTS_PATH", raising=False)
+    monkeypatch.setenv("LATENTSYNC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
+    return folder
+
+
+def test_the_shipped_model_is_found_listed_and_described(package: Path) -> None:
+    found = weights.resolve("demo", need=weights.roles())
+    assert found.folder == package
+    assert set(found.files) >= {"unet", "whisper", "vae", "tracker", "syncnet"}
+    assert set(found.faces) == {"tracker.safetensors", "tracker.yaml"}
+    row = next(r for r in weights.available() if r.name == "demo")
+    assert (row.state, row.downloadable, row.resolution) == ("shipped", False, 64)
+    assert "shipped with the package" in row.line()
+    text = CliRunner().invoke(app, ["models", "info", "demo"]).output
+    assert "tracker" in text
+    assert "missing" not in text
+    assert LipSync.load("demo", device="cpu", faces=False).config.reference == "fixed"
+
+
+def test_without_released_weights_both_ways_are_offered(package: Path) -> None:
+    with pytest.raises(WeightsError, match=r"5.49 GB in all. Run: latentsync models download 1.6\nOr try --model demo, which comes with the package"):
+        weights.resolve("1.6")
+    (package / "unet.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"models download 1\.6") as e:
+        weights.resolve("1.6")
+    assert "demo" not in str(e.value)
+
+
+def test_a_package_without_its_model_says_so(package: Path, tmp_path: Path) -> None:
+    (package / "vae.safetensors").unlink()
+    (package / "syncnet.yaml").unlink()
+    with pytest.raises(WeightsError, match=r"lacks files of the demo model: vae.safetensors, syncnet.safetensors in .*package.demo"):
+        weights.resolve("demo")
+    assert next(r for r in weights.available() if r.name == "demo").state == "absent"
+    with pytest.raises(InputError, match="lacks the sample of the demo"):
+        demonstrate(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# latentsync demo
+
+
+def test_files_of_an_earlier_demo_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mouth.png").write_bytes(b"precious")
+    with pytest.raises(OutputError, match=r"mouth.png exists; pass --overwrite"):
+        demonstrate(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mouth.png"]
+
+
+def test_the_sheet_has_a_column_for_each_moment() -> None:
+    tile = (TILE[1], TILE[0], 3)
+    page = sheet([(i / 5, np.full(tile, 10 * i, np.uint8), np.full(tile, 10 * i + 5, np.uint8)) for i in range(12)])
+    assert page.dtype == np.uint8
+    for i in range(12):
+        assert (page == 10 * i + 5).all(axis=2).sum() >= tile[0] * tile[1]
+
+
+def test_the_sample_is_small_and_sounds(tmp_path: Path) -> None:
+    from latentsync.media.audio import open_audio
+
+    folder = shipped.folder()
+    assert sum(p.stat().st_size for p in folder.glob("s*.[mw]*")) < 2_000_000
+    with open_video(folder / "sample.mp4") as video:
+        assert video.info.rate == 25
+    assert 3 < open_audio(next(folder.glob("speech.*"))).info.duration < 10
+
+
+@pytest.mark.slow
+def test_the_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shipped.lacking():
+        pytest.skip(f"the package has no demo model yet: {', '.join(shipped.lacking())} missing in {shipped.folder()}")
+    monkeypatch.setenv("LATENTSYNC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("LATENTSYNC_OFFLINE", "1")
+    done = CliRunner().invoke(app, ["demo", "-o", str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["demo.mp4", "mouth.png", "side_by_side.mp4"]
+    assert said["result"]["frames_with_face"] == said["result"]["frames"]
+    made, original = said["sync"]["result"], said["sync"]["original_with_new_sound"]
+    assert made["confidence"] > original["confidence"]
+    assert abs(made["offset_frames"]) <= 1
+    with open_video(tmp_path / "out" / "demo.mp4") as one, open_video(tmp_path / "out" / "side_by_side.mp4") as two:
+        assert two.info.width == 2 * one.info.width
