@@ -39,7 +39,7 @@ from latentsync.face.track import SMOOTH, smooth
 from latentsync.media.video import open_video
 
 EDGE = 0.5  # where the corpus puts the centre of the first pixel
-CRF = 8  # visually lossless: 46 dB and more
+CRF = 8  # visually lossless: 44 dB
 TRUTHS = ("articulation", "lip_gap")  # arrays of the clip's .npz that pass unchanged
 
 
