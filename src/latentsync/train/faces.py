@@ -268,6 +268,10 @@ def shape(canvas: np.ndarray, draw: np.random.Generator, side: int, at: np.ndarr
         cv2.fillPoly(canvas, [corners], colour.tolist())
 
 
+def _pixel(point: np.ndarray) -> tuple[int, int]:
+    return round(float(point[0])), round(float(point[1]))
+
+
 def _skin(draw: np.random.Generator) -> np.ndarray:
     dark = draw.uniform(0.2, 1.0)
     return np.array([235, 190, 160]) * dark + draw.normal(0, 12, 3)
@@ -291,8 +295,8 @@ def spectacles(canvas: np.ndarray, points: np.ndarray, draw: np.random.Generator
             cv2.ellipse(lens, (tuple(eye.tolist()), tuple(axes.tolist()), angle), draw.uniform(0, 80, 3).tolist(), -1)
             canvas += draw.uniform(0.4, 0.95) * (lens - canvas)
         cv2.ellipse(canvas, (tuple(eye.tolist()), tuple(axes.tolist()), angle), colour, thick, cv2.LINE_AA)
-    inner = [eyes[0] + across / gap * axes[0] / 2, eyes[1] - across / gap * axes[0] / 2]
-    cv2.line(canvas, *(tuple(p.astype(int).tolist()) for p in inner), colour, thick, cv2.LINE_AA)
+    half = across / gap * axes[0] / 2
+    cv2.line(canvas, _pixel(eyes[0] + half), _pixel(eyes[1] - half), colour, thick, cv2.LINE_AA)
 
 
 def cover(canvas: np.ndarray, points: np.ndarray, draw: np.random.Generator) -> None:
@@ -346,7 +350,7 @@ def degraded(picture: np.ndarray, draw: np.random.Generator, *, fine: bool) -> n
         way = draw.uniform(0, math.pi)
         end = np.array([math.cos(way), math.sin(way)]) * length / 2
         middle = np.full(2, (length - 1) / 2)
-        cv2.line(line, *(tuple(np.round(p).astype(int).tolist()) for p in (middle - end, middle + end)), 1.0)
+        cv2.line(line, _pixel(middle - end), _pixel(middle + end), 1.0)
         out = cv2.filter2D(out, -1, line / max(float(line.sum()), 1e-6))
     elif kind == 3:
         soft = cv2.GaussianBlur(out, (0, 0), 1.0)

@@ -111,8 +111,8 @@ class Voices:
     rate = (0.8, 1.25)  # of speaking
     tract = 0.16  # how far the mel bands are stretched or shrunk (Jaitly and Hinton, Vocal Tract Length Perturbation, 2013)
     colour = 0.35  # decades that a microphone may add or take over a band, standard deviation
-    noise = (-6.0, -1.5)  # decades of the noise below the loudest value
-    noisy, roomy, faded = 0.6, 0.35, 0.1  # shares of the sounds
+    noise = (-7.0, -2.5)  # decades of the noise below the loudest value
+    noisy, roomy, faded = 0.5, 0.25, 0.1  # shares of the sounds
 
     def speed(self, draw: np.random.Generator) -> float:
         return float(np.exp(draw.uniform(*np.log(self.rate))))
@@ -125,7 +125,7 @@ class Voices:
         waves = np.cos(bands[None] / len(bands) * np.pi * np.arange(1, 5)[:, None] + phases[:, None])
         curve = (draw.normal(0, self.colour, 4)[:, None] * waves).sum(0) + draw.uniform(-0.5, 0.5)
         if draw.random() < self.roomy:
-            share, decay = draw.uniform(0.05, 0.5), draw.uniform(0.4, 0.85)
+            share, decay = draw.uniform(0.02, 0.3), draw.uniform(0.3, 0.8)
             power = 10.0**mel
             tail = np.zeros_like(power)
             for i in range(1, len(power)):
