@@ -31,7 +31,7 @@ from latentsync.media.timeline import timeline, timeline_length
 from latentsync.media.video import Video, open_video
 from latentsync.media.writer import VideoWriter
 from latentsync.options import DEFAULT_MODEL, Options, options
-from latentsync.reference import with_references
+from latentsync.reference import Aligned, with_references
 from latentsync.speech.track import SpeechTrack
 from latentsync.stages import Ahead, Behind
 
@@ -40,17 +40,6 @@ if TYPE_CHECKING:
 
 READ_AHEAD = 8  # frames decoded and tracked in front of the network, besides the window being filled
 WRITE_BEHIND = 8  # frames waiting to be pasted and encoded
-
-
-class Aligned(NamedTuple):
-    """One frame of the result on its way to the network: what was tracked, and the face cut out of it, if there is one."""
-
-    number: int  # in the result, from 0
-    tracked: Tracked[Frame]
-    matrix: np.ndarray | None  # (2, 3) frame -> crop
-    crop: np.ndarray | None  # (R, R, 3) uint8
-    spoken: bool = True  # False after the end of the sound
-    reference: np.ndarray | None = None  # (R, R, 3) uint8, the face that shows the network what to draw; None: the crop itself
 
 
 class Finished(NamedTuple):

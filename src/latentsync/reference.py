@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from latentsync.pipeline import Aligned
+    from latentsync.face.track import Tracked
+    from latentsync.media.frame import Frame
 
 # A shot's first frames are held back until its reference is chosen among them: until one of these is reached.
 HELD_SECONDS = Fraction(2)
@@ -21,6 +22,17 @@ HELD_FRAMES = 50
 HELD_BYTES = 256 << 20  # of decoded pictures, lest 4K footage fill the memory
 
 UNSEEN = "the model draws after one frame of each shot, but nothing told how far the lips are open: it is the first frame"
+
+
+class Aligned(NamedTuple):
+    """One frame of the result on its way to the network: what was tracked, and the face cut out of it, if there is one."""
+
+    number: int  # in the result, from 0
+    tracked: Tracked[Frame]
+    matrix: np.ndarray | None  # (2, 3) frame -> crop
+    crop: np.ndarray | None  # (R, R, 3) uint8
+    spoken: bool = True  # False after the end of the sound
+    reference: np.ndarray | None = None  # (R, R, 3) uint8, the face that shows the network what to draw; None: the crop itself
 
 
 def with_references(items: Iterable[Aligned], notes: list[str]) -> Iterator[Aligned]:
