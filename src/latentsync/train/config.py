@@ -132,6 +132,17 @@ class UNetTrain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SyncRecipeConfig:
+    """How SyncNet's samples are drawn and compared. The defaults are the published way: one window with its own or another sound."""
+
+    windows: int = 1  # of one clip in a sample; from 2 on, each is compared with the sounds of all windows of the batch
+    apart: int = 3  # frames that the starts of such windows are apart, at least
+    span: int = 40  # frames within which they start
+    temperature: float = 0.07  # of that comparison: the lower, the more the nearest wrong sounds count
+    augment: bool = False  # mirror, shift, zoom and light the pictures, and change loudness, colour and noise of the sound
+
+
+@dataclass(frozen=True, kw_only=True)
 class SyncNetTrain:
     """Training of SyncNet."""
 
@@ -140,6 +151,7 @@ class SyncNetTrain:
     net: SyncNetConfig = field(default_factory=SyncNetConfig)  # also by name: net: syncnet_16_pixel
     start: str = ""  # weights to begin with: a checkpoint's folder or a file; empty: random ones
     vae: str = ""  # autoencoder's file, where the network sees latents; empty: the published one
+    recipe: SyncRecipeConfig = field(default_factory=SyncRecipeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -122,6 +122,18 @@ def sync_loss(vision: Tensor, audio: Tensor, label: Tensor | float) -> Tensor:
     return cosine_loss(cosine(vision, audio), label)
 
 
+def contrast_loss(cosines: Tensor, counted: Tensor, temperature: float) -> Tensor:
+    """Cosines of n windows (rows) with n sounds (columns), each window's own on the diagonal, and which count (n,) bool -> (n,).
+
+    The mean of two cross-entropies: of telling a window's sound among all, and a sound's window (InfoNCE, arXiv 1807.03748). What does not count is
+    no candidate; its own loss is 0.
+    """
+    scores = (cosines.float() / temperature).masked_fill(~(counted[:, None] & counted), torch.finfo(torch.float32).min)
+    own = torch.arange(len(scores), device=scores.device)
+    both = F.cross_entropy(scores, own, reduction="none") + F.cross_entropy(scores.T, own, reduction="none")
+    return torch.where(counted, both / 2, torch.zeros_like(both))
+
+
 def perceptual_loss(lpips: Callable[[Tensor, Tensor], Tensor], generated: Tensor, real: Tensor) -> Tensor:
     """(b, f, 3, H, W) twice, in [-1, 1] -> (b,): LPIPS (arXiv 1801.03924) of the lower halves, where the mouth is, mean over frames."""
     b, half = len(generated), generated.shape[-2] // 2

@@ -19,6 +19,7 @@ from latentsync.train.checkpoint import FOLDER, find
 from latentsync.train.clips import ClipSet
 from latentsync.train.data import clips_of
 from latentsync.train.loop import Batch, Say
+from latentsync.train.store import FrameStore
 from latentsync.train.syncnet_step import SyncNetStep
 from latentsync.train.windows import Pick, Picks, SyncNetWindows, loader
 from latentsync.weights.convert import save
@@ -66,15 +67,20 @@ class SyncNetTask:
         self.compute = compute
         if self.vae is not None:
             self.vae.to(compute.device, compute.dtype)
-        self.step = SyncNetStep(self.net, vae=self.vae)
+        self.step = SyncNetStep(self.net, vae=self.vae, temperature=self.config.recipe.temperature)
 
     def batches(self, *, rank: int, world: int, start: int) -> Iterable[Batch]:
         run = self.config.run
         picks = Picks(len(self.training), seed=run.seed, batch=run.batch, rank=rank, world=world, start=start)
-        return loader(self._windows(self.training), picks, workers=self.config.data.workers, pin_memory=self.compute.device.type != "cpu")
+        return loader(
+            self._windows(self.training, augment=self.config.recipe.augment),
+            picks,
+            workers=self.config.data.workers,
+            pin_memory=self.compute.device.type != "cpu",
+        )
 
     def held_out(self, *, rank: int, world: int) -> Iterable[Batch]:
-        windows = self._windows(self.validation)
+        windows = self._windows(self.validation, augment=False)
         clips = min(len(self.validation), self.config.run.validation_clips)
         picks = [Pick(epoch, index, epoch * clips + index) for epoch in range(VALIDATION_PASSES) for index in range(clips)]
         batches = [picks[i : i + VALIDATION_BATCH] for i in range(0, len(picks), VALIDATION_BATCH)]
@@ -93,7 +99,8 @@ class SyncNetTask:
     def read(self, folder: Path) -> None:
         copy_state(self.network, read_state(folder / WEIGHTS), f"SyncNet of {folder}")
 
-    def _windows(self, clips: ClipSet) -> SyncNetWindows:
+    def _windows(self, clips: ClipSet, *, augment: bool) -> SyncNetWindows:
+        recipe = self.config.recipe
         return SyncNetWindows(
             clips,
             frames=self.frames,
@@ -101,6 +108,11 @@ class SyncNetTask:
             lower_half=self.net.lower_half and not self.net.latent,
             seed=self.config.run.seed,
             cache=self.cache,
+            windows=recipe.windows,
+            apart=recipe.apart,
+            span=recipe.span,
+            augment=augment,
+            store=FrameStore(self.cache.folder, fps=clips.fps, side=self.net.resolution) if recipe.windows > 1 else None,
         )
 
 

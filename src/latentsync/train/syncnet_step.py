@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentsync.errors import UsageError
 from latentsync.models.syncnet import visual_input
-from latentsync.train.losses import cosine, cosine_loss, weighted_mean
+from latentsync.train.losses import contrast_loss, cosine, cosine_loss, weighted_mean
 
 if TYPE_CHECKING:
     from latentsync.config import SyncNetConfig
@@ -25,10 +25,11 @@ class SyncNetStep:
     Raises UsageError where a SyncNet of latents comes without one.
     """
 
-    def __init__(self, config: SyncNetConfig, vae: Autoencoder | None = None) -> None:
+    def __init__(self, config: SyncNetConfig, vae: Autoencoder | None = None, temperature: float = 0.07) -> None:
         if config.latent and vae is None:
             raise UsageError("this SyncNet sees latents, which the autoencoder makes; load it too")
         self.config = config
+        self.temperature = temperature
         self.vae = vae.requires_grad_(False).eval() if vae is not None and config.latent else None
 
     def __call__(self, net: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -36,7 +37,13 @@ class SyncNetStep:
 
         The batch, on the network's device: frames (b, f, 3, H, W) uint8, whole or already cut to what the network sees, mel (b, 1, 80, columns),
         label (b,), 1 = in sync, and weight (b,), of which 0 leaves a sample out. A kind that a batch lacks has the mean NaN.
+
+        Where a sample is k windows of one clip, frames (b, k, f, 3, H, W) and mel (b, k, 1, 80, columns), there is no label: every window is
+        compared with every sound. "accuracy" is then the mean of two shares: windows whose own sound is called in sync, and pairs with a sound of
+        the same clip that belongs to another window and is called out of sync; "negative" is the cosine of those pairs.
         """
+        if batch["frames"].dim() == 6:
+            return self._all_pairs(net, batch)
         label, weight = batch["label"].float(), batch["weight"]
         found = cosine(*net(self._shown(batch["frames"]), batch["mel"]))
         loss = weighted_mean(cosine_loss(found, label), weight)
@@ -46,6 +53,31 @@ class SyncNetStep:
             "accuracy": weighted_mean(((found > IN_SYNC) == (label > 0.5)).float(), weight),
             "positive": _mean_of(found, weight * label),
             "negative": _mean_of(found, weight * (1 - label)),
+        }
+
+    def _all_pairs(self, net: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The terms where each window is compared with the sounds of all: which is its own (`contrast_loss`), and is it in sync (`cosine_loss`)."""
+        windows = batch["frames"].shape[1]
+        vision, audio = net(self._shown(batch["frames"].flatten(0, 1)), batch["mel"].flatten(0, 1))
+        with torch.autocast(vision.device.type, enabled=False):
+            cosines = vision.float() @ audio.float().T
+            weight = batch["weight"].repeat_interleave(windows)
+            pairs = weight[:, None] * weight
+            own = torch.eye(len(weight), device=weight.device)
+            clip = torch.arange(len(weight), device=weight.device) // windows
+            near = (clip[:, None] == clip).float() - own
+            told = weighted_mean(contrast_loss(cosines, weight > 0, self.temperature), weight)
+            right = weighted_mean(cosine_loss(cosines, 1.0), pairs * own)
+            wrong = weighted_mean(cosine_loss(cosines, 0.0), pairs * (1 - own))
+            close = weighted_mean(cosine_loss(cosines, 0.0), pairs * near)
+        found = cosines.detach()
+        hits = weighted_mean((found > IN_SYNC).float(), pairs * own), weighted_mean((found <= IN_SYNC).float(), pairs * near)
+        return {
+            "loss": told + right / 2 + (wrong + close) / 4,
+            "contrast": told.detach(),
+            "accuracy": sum(hits, torch.zeros_like(told)).detach() / 2,
+            "positive": _mean_of(found, pairs * own),
+            "negative": _mean_of(found, pairs * near),
         }
 
     @torch.no_grad()

@@ -22,12 +22,13 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from latentsync.errors import InputError, LatentSyncError
 from latentsync.media.clip import read_audio, read_frames
-from latentsync.speech.sync_mel import MEL_RATE, MELS, mel_start, sync_mel
+from latentsync.speech.sync_mel import BOUND, MEL_RATE, MELS, RANGE, mel_start, sync_mel
 from latentsync.speech.track import SPEECH_RATE, SpeechTrack, window
 from latentsync.speech.whisper import SpeechEncoder
 from latentsync.train.cache import Cache, content_digest
 from latentsync.train.clips import BadClip, Clip, ClipSet, reason
 from latentsync.train.latents import CLEAN, MASKED, Latents, window_of
+from latentsync.train.store import FrameStore
 
 _SHORT = Fraction(1, 5)  # seconds of sound that a window may lack at the end of its clip, because headers round; more is an error
 # What is drawn at random, so that no two things share their numbers.
@@ -238,22 +239,102 @@ class SyncNetWindows(_Windows):
 
     Each sample has "frames" (f, 3, H, W) uint8, the lower half of the rows only where `lower_half`, "mel" (1, 80, columns) float32, "label",
     "position", and "weight", "bad" and "note" as in `UNetWindows`.
+
+    With `windows` above 1 a sample is so many windows of one clip, each with its own mel: "frames" (k, f, 3, H, W) and "mel" (k, 1, 80, columns),
+    and no label. Their starts lie within `span` frames, `apart` or more from one another. `augment` changes pictures and sound of a sample at
+    random, all its windows alike. `store` holds decoded frames; without one they are decoded every time.
     """
 
-    def __init__(self, clips: ClipSet, *, frames: int, resolution: int, lower_half: bool, seed: int, cache: Cache) -> None:
+    def __init__(
+        self,
+        clips: ClipSet,
+        *,
+        frames: int,
+        resolution: int,
+        lower_half: bool,
+        seed: int,
+        cache: Cache,
+        windows: int = 1,
+        apart: int = 3,
+        span: int = 40,
+        augment: bool = False,
+        store: FrameStore | None = None,
+    ) -> None:
         super().__init__(clips, frames=frames, resolution=resolution, seed=seed, cache=cache)
         self.top = resolution - resolution // 2 if lower_half else 0  # first row that is seen
+        self.windows, self.apart, self.span, self.augment, self.store = windows, apart, span, augment, store
 
     def _sample(self, clip: Clip, pick: Pick) -> dict[str, Any]:
         draw = _random(_WINDOW, self.seed, pick.epoch, pick.index)
-        start, other = two_starts(draw, clip.frames, self.frames)
-        in_sync = bool(draw.integers(2))
-        pictures = self._pictures(clip, self._times(start))[:, :, self.top :]
-        return {"frames": _tensor(pictures), "mel": self._mel(clip, start if in_sync else other), "label": float(in_sync)}
+        if self.windows == 1:
+            start, other = two_starts(draw, clip.frames, self.frames)
+            in_sync = bool(draw.integers(2))
+            pictures, mel = self._shown(clip, start, start + self.frames), self._mel(clip, start if in_sync else other)
+            if self.augment:
+                pictures, mel = changed_pictures(draw, pictures), changed_mel(draw, mel)
+            return {"frames": _tensor(pictures[:, :, self.top :]), "mel": mel, "label": float(in_sync)}
+        starts = near_starts(draw, clip.frames - self.frames, self.windows, self.apart, self.span)
+        first = min(starts)
+        pictures = self._shown(clip, first, max(starts) + self.frames)
+        mel = torch.stack([self._mel(clip, start) for start in starts])
+        if self.augment:
+            pictures, mel = changed_pictures(draw, pictures), changed_mel(draw, mel)
+        rows = np.array(starts)[:, None] - first + np.arange(self.frames)
+        return {"frames": _tensor(pictures[:, :, self.top :][rows]), "mel": mel}
+
+    def _shown(self, clip: Clip, first: int, end: int) -> np.ndarray:
+        """(end - first, 3, R, R) uint8: whole frames."""
+        if self.store is not None:
+            return self.store.frames(clip)[first:end].transpose(0, 3, 1, 2)
+        return self._pictures(clip, [i / self.clips.fps for i in range(first, end)])
 
     def _blank(self) -> dict[str, Any]:
         pictures = torch.zeros(self.frames, 3, self.resolution - self.top, self.resolution, dtype=torch.uint8)
-        return {"frames": pictures, "mel": torch.zeros(1, MELS, self.columns), "label": 0.0}
+        mel = torch.zeros(1, MELS, self.columns)
+        if self.windows == 1:
+            return {"frames": pictures, "mel": mel, "label": 0.0}
+        return {"frames": pictures.expand(self.windows, -1, -1, -1, -1), "mel": mel.expand(self.windows, -1, -1, -1)}
+
+
+def near_starts(draw: np.random.Generator, last: int, windows: int, apart: int, span: int) -> list[int]:
+    """First frames of so many windows, none after `last`: within `span` frames where there is room, each `apart` or more from the others.
+
+    Clips are three windows long, so there is room for a few windows a few frames apart.
+    """
+    slack = max(0, min(span, last) - apart * (windows - 1))
+    gaps = np.sort(draw.integers(slack + 1, size=windows))
+    offsets = gaps - gaps[0] + apart * np.arange(windows)
+    start = int(draw.integers(max(0, last - int(offsets[-1])) + 1))
+    return [min(last, start + int(offset)) for offset in offsets]
+
+
+def changed_pictures(draw: np.random.Generator, pictures: np.ndarray) -> np.ndarray:
+    """(n, 3, R, R) uint8 -> the same: mirrored or not, shifted and zoomed a little, in another light. All frames alike: lips move as they did."""
+    side = pictures.shape[-1]
+    mirror, zoom = draw.random() < 0.5, draw.uniform(0.92, 1.08)
+    shift = draw.uniform(-0.03, 0.03, 2) * side
+    gain, offset = draw.uniform(0.7, 1.3, 3) ** np.array([1, 0.3, 0.3]), draw.uniform(-20, 20)
+    centre = (side - 1) / 2
+    across = -zoom if mirror else zoom
+    matrix = np.array([[across, 0, centre - across * centre + shift[0]], [0, zoom, centre - zoom * centre + shift[1]]])
+    levels = np.arange(256)[:, None] * (gain[0] * np.array([1.0, gain[1], gain[2]])) + offset
+    table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)[:, None]
+    frames = [
+        cv2.LUT(cv2.warpAffine(np.ascontiguousarray(p.transpose(1, 2, 0)), matrix, (side, side), borderMode=cv2.BORDER_REPLICATE), table)
+        for p in pictures
+    ]
+    return np.stack(frames).transpose(0, 3, 1, 2)
+
+
+def changed_mel(draw: np.random.Generator, mel: torch.Tensor) -> torch.Tensor:
+    """SyncNet's mel (..., 80, columns) -> the same: louder or fainter, of another colour, with some noise; in [-4, 4] as before."""
+    bands = mel.shape[-2]
+    knots = draw.normal(0, 3, 5)  # dB
+    colour = draw.uniform(-10, 10) + np.interp(np.linspace(0, 4, bands), np.arange(5), knots)
+    decibels = (mel.numpy() / (2 * BOUND) + 0.5) * RANGE - RANGE + colour[:, None]
+    floor = draw.uniform(-90, -45) + draw.normal(0, 5, mel.shape)
+    joined = 10 * np.log10(10 ** (decibels / 10) + 10 ** (floor / 10))
+    return torch.from_numpy(np.clip(2 * BOUND * (joined + RANGE) / RANGE - BOUND, -BOUND, BOUND).astype(np.float32))
 
 
 def two_starts(draw: np.random.Generator, count: int, frames: int) -> tuple[int, int]:
