@@ -78,7 +78,9 @@ def test_bad_options_are_refused_in_words(values, said):
 
 
 def test_defaults_are_the_published_ones():
-    assert Options() == options(seed=1247, fps="source", face="largest", guidance=1.5, steps=20)
+    assert Options() == options(seed=1247, fps="source", face="largest")
+    published = config.preset("1.6").defaults
+    assert Options().sampling(published) == options(steps=20, guidance=1.5, scheduler="ddim").sampling(published) == (20, 1.5, "ddim")
 
 
 @pytest.mark.parametrize(
