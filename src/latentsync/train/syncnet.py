@@ -6,21 +6,26 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from latentsync import config as configs
 from latentsync import weights
 from latentsync.config import SyncNetConfig, VAEConfig
-from latentsync.errors import WeightsError
+from latentsync.errors import InputError, WeightsError
+from latentsync.media.clip import read_audio
 from latentsync.models.load import copy_state, load_state, read_state
 from latentsync.models.syncnet import SyncNet
 from latentsync.models.vae import make_vae
+from latentsync.speech.sync_mel import sync_mel
 from latentsync.train.checkpoint import FOLDER, find
 from latentsync.train.clips import ClipSet
 from latentsync.train.data import clips_of
 from latentsync.train.loop import Batch, Say
 from latentsync.train.store import FrameStore
 from latentsync.train.syncnet_step import SyncNetStep
+from latentsync.train.validate import Judged, judged
 from latentsync.train.windows import Pick, Picks, SyncNetWindows, loader
 from latentsync.weights.convert import save
 
@@ -90,7 +95,25 @@ class SyncNetTask:
         return self.step(network, batch)
 
     def preview(self, network: nn.Module, folder: Path) -> dict[str, float]:
-        return {}
+        """Where training compares near windows: how often the sound of held-out clips is told from one beside it, and found when it is shifted."""
+        if self.config.recipe.windows == 1 or self.net.latent:
+            return {}
+        assert isinstance(network, SyncNet)
+        store, found = self._store(self.validation), []
+        for index in range(min(len(self.validation), self.config.run.validation_clips)):
+            clip = self.validation[index]
+            try:
+                frames = torch.from_numpy(np.array(store.frames(clip))).permute(0, 3, 1, 2).float() / 127.5 - 1
+                mel = torch.from_numpy(sync_mel(read_audio(clip.path)))
+            except InputError:  # the validation's losses have named it
+                if self.config.data.on_bad == "error":
+                    raise
+                continue
+            with torch.autocast(self.compute.device.type, self.compute.dtype, enabled=self.compute.dtype != torch.float32):
+                result = judged(network, self.net, frames, mel, seed=index, fps=self.config.data.fps)
+            if result is not None:
+                found.append(result)
+        return {f"told_{name}": float(np.mean([getattr(r, name) for r in found])) for name in Judged._fields} if found else {}
 
     def write(self, folder: Path, network: nn.Module) -> None:
         save(network.state_dict(), folder / WEIGHTS, {"format": "pt", "latentsync.role": "syncnet"})
@@ -112,8 +135,11 @@ class SyncNetTask:
             apart=recipe.apart,
             span=recipe.span,
             augment=augment,
-            store=FrameStore(self.cache.folder, fps=clips.fps, side=self.net.resolution) if recipe.windows > 1 else None,
+            store=self._store(clips) if recipe.windows > 1 else None,
         )
+
+    def _store(self, clips: ClipSet) -> FrameStore:
+        return FrameStore(self.cache.folder, fps=clips.fps, side=self.net.resolution)
 
 
 def syncnet_files(source: str, home: str | Path | None) -> tuple[dict[str, Tensor], SyncNetConfig | None]:

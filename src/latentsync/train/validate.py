@@ -14,9 +14,11 @@ from torch import Tensor
 from latentsync import denoise
 from latentsync.loading import Model
 from latentsync.media.clip_writer import write_clip
+from latentsync.models.syncnet import visual_input
 from latentsync.options import Options
 from latentsync.pipeline import LipSync
-from latentsync.score import sync_score
+from latentsync.score import SCORED_AT_ONCE, sync_score
+from latentsync.speech.sync_mel import mel_start
 
 if TYPE_CHECKING:
     from latentsync.config import SyncNetConfig
@@ -31,6 +33,49 @@ class HeldOut(NamedTuple):
     contexts: Tensor  # (n, tokens, width)
     samples: np.ndarray  # (m,) 16 kHz
     mel: Tensor | None  # (80, t)
+
+
+class Judged(NamedTuple):
+    """How often SyncNet is right on one real clip."""
+
+    two: float  # share of windows whose own sound is nearer than that of the same clip 3 to 10 frames away
+    offset: float  # share of stretches of 2 seconds whose sound, shifted by up to 10 frames, is found within one frame of its place
+
+
+@torch.no_grad()
+def judged(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor, *, seed: int, fps: int = 25) -> Judged | None:
+    """Frames (n, 3, h, w) in [-1, 1] of a clip in sync, its mel (80, t) -> `Judged`; None where it is not 2.8 seconds long, or all one stretch.
+
+    Which shifts are tried is drawn from the seed. Shifts up to 15 frames from where the sound then lies are compared.
+    """
+    device, columns = next(net.parameters()).device, config.mel_columns
+    places = [p for p in (mel_start(i, fps) for i in range(len(frames) - config.frames + 1)) if p + columns <= mel.shape[1]]
+    vision, audio = [], []
+    for i in range(0, len(places), SCORED_AT_ONCE):
+        some = range(i, min(i + SCORED_AT_ONCE, len(places)))
+        seen = visual_input(torch.stack([frames[k : k + config.frames] for k in some]).to(device), config)
+        v, a = net(seen, torch.stack([mel[None, :, places[k] : places[k] + columns] for k in some]).to(device))
+        vision.append(v.float().cpu())
+        audio.append(a.float().cpu())
+    stretch = 2 * fps - config.frames + 1
+    if len(places) < stretch + 20:
+        return None
+    cosines = (torch.cat(vision) @ torch.cat(audio).T).numpy()
+    draw, n = np.random.default_rng(seed), len(cosines)
+    apart = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    rows, others = np.nonzero((apart >= 3) & (apart <= 10))
+    two = float((cosines.diagonal()[rows] > cosines[rows, others]).mean())
+    found = []
+    for first in range(0, n - stretch + 1, stretch // 2):
+        shift = int(draw.integers(-10, 11))
+        windows = np.arange(first, first + stretch)
+        by_lag = {}
+        for lag in range(-shift - 15, -shift + 16):  # the sound that belongs here lies at lag 0
+            inside = windows[(windows + lag >= 0) & (windows + lag < n)]
+            if len(inside) >= stretch // 2:
+                by_lag[lag] = cosines[inside, inside + lag].mean()
+        found.append(abs(max(by_lag, key=lambda lag: by_lag[lag])) <= 1)
+    return Judged(two, float(np.mean(found)))
 
 
 def generate(model: Model, clip: HeldOut, options: Options) -> np.ndarray:
