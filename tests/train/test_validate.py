@@ -17,10 +17,10 @@ from latentsync.loading import Model
 from latentsync.media.clip import probe, read_audio, read_frames
 from latentsync.models.syncnet import SyncNet
 from latentsync.options import Options
+from latentsync.score import SCORED_AT_ONCE, sync_score
 from latentsync.speech.sync_mel import mel_start, sync_mel
-from latentsync.train import validate
 from latentsync.train.config import load
-from latentsync.train.validate import HeldOut, generate, preview, sync_score
+from latentsync.train.validate import HeldOut, generate, preview
 from tests.models.conftest import randomise
 
 TURN = 0.1  # radians from one frame to the next
@@ -72,7 +72,7 @@ def test_the_score_of_a_known_offset(late: int) -> None:
     assert score.confidence == pytest.approx(confidence, abs=1e-5)
     assert score.offset == late
     assert sum(net.calls) == 45, "each window once"
-    assert max(net.calls) <= validate.SCORED_AT_ONCE
+    assert max(net.calls) <= SCORED_AT_ONCE
 
 
 def test_offsets_beyond_the_clip_are_not_looked_for() -> None:
