@@ -272,11 +272,18 @@ def kind_of(config: str) -> Kind:
     if len(named) == 1:
         return cast(Kind, named[0])
     own = {kind: {f.name for f in dataclasses.fields(KINDS[kind])} for kind in KINDS}
-    fitting = [kind for kind in KINDS if set(values) - {"preset"} <= own[kind]]
+    fitting = [kind for kind in KINDS if set(values) - {"preset"} <= own[kind] and _net_fits(KINDS[kind], values.get("net"))]
     if len(fitting) != 1:
         kinds = " or ".join(f"`kind: {kind}`" for kind in KINDS)
         raise UsageError(f"{config} does not say which network it trains; write {kinds} into it, or say it by --kind")
     return cast(Kind, fitting[0])
+
+
+def _net_fits(kind: type[Train], net: Any) -> bool:
+    """Whether what a file says of its network may be said of this kind's; only SyncNets have names."""
+    if isinstance(net, str):
+        return kind is SyncNetTrain
+    return not isinstance(net, Mapping) or set(net) <= {f.name for f in dataclasses.fields(typing.get_type_hints(kind)["net"])}
 
 
 def require(config: Train) -> None:
