@@ -69,12 +69,13 @@ def judged(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor, *, 
     for first in range(0, n - stretch + 1, stretch // 2):
         shift = int(draw.integers(-10, 11))
         windows = np.arange(first, first + stretch)
-        by_lag = {}
+        by_lag: dict[int, float] = {}
         for lag in range(-shift - 15, -shift + 16):  # the sound that belongs here lies at lag 0
             inside = windows[(windows + lag >= 0) & (windows + lag < n)]
             if len(inside) >= stretch // 2:
-                by_lag[lag] = cosines[inside, inside + lag].mean()
-        found.append(abs(max(by_lag, key=lambda lag: by_lag[lag])) <= 1)
+                by_lag[lag] = float(cosines[inside, inside + lag].mean())
+        best = max(by_lag, key=lambda lag: by_lag[lag])
+        found.append(abs(best) <= 1)
     return Judged(two, float(np.mean(found)))
 
 
