@@ -75,7 +75,7 @@ class AutoencoderTask:
     def terms(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Of held-out faces also how well they come back: PSNR in dB, of the whole face and around the mouth, and the gradients' error there."""
         pixels, counts = batch["pixels"], batch["weight"]
-        made, latents = network(pixels.contiguous(memory_format=torch.channels_last), batch["noise"])
+        made, latents = network(pixels.contiguous(memory_format=torch.channels_last), self.config.noise * batch["noise"])
         terms = losses(made.float(), pixels, latents.float(), batch["mouth"], counts, self.config.losses)
         if batch.get("held_out"):
             rows, columns = mouth_box(self.config.resolution)
