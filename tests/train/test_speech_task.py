@@ -17,9 +17,10 @@ from latentsync import train
 from latentsync.config import WhisperConfig
 from latentsync.errors import InputError, UsageError
 from latentsync.models.load import read_state
+from latentsync.speech.mel import hz_to_mel
 from latentsync.speech.track import SpeechTrack
 from latentsync.speech.whisper import SpeechEncoder, load_whisper
-from latentsync.train.speech import SpeechNet, SpeechTask, Voices, correlation, rows_at
+from latentsync.train.speech import SpeechNet, SpeechTask, Voices, correlation, rows_at, scaled_bands
 from latentsync.train.truth import read_truth, told, told_split
 
 SECONDS = 3.0
@@ -144,6 +145,13 @@ def test_voices_keep_the_shape_and_change_the_sound() -> None:
         assert changed.shape == mel.shape
         assert np.isfinite(changed).all()
         assert not np.allclose(changed, mel)
+
+
+def test_frequencies_are_scaled_in_bands() -> None:
+    np.testing.assert_allclose(scaled_bands(80, 1.0), np.arange(80), atol=1e-9)
+    moved = scaled_bands(80, 1.1) - np.arange(80)
+    assert moved[:20].max() < moved[30] == pytest.approx(moved[60])  # linear below 1 kHz, logarithmic above
+    assert moved[30] == pytest.approx(np.log(1.1) / np.log(6.4) * 27 / (hz_to_mel(8000.0) / 81))
 
 
 def test_rows_between_rows() -> None:

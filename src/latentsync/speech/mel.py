@@ -103,7 +103,7 @@ def _transform(signal: np.ndarray, mels: int) -> torch.Tensor:
 @lru_cache(maxsize=4)
 def filterbank(mels: int, n_fft: int = N_FFT, lowest: float = 0.0, highest: float = SAMPLE_RATE / 2) -> torch.Tensor:
     """(n_fft // 2 + 1, mels) float32: triangles on Slaney's mel scale (Auditory Toolbox, 1998) between two frequencies (Hz), each of unit area."""
-    edges = _mel_to_hz(np.linspace(_hz_to_mel(lowest), _hz_to_mel(highest), mels + 2))[:, None]
+    edges = mel_to_hz(np.linspace(hz_to_mel(lowest), hz_to_mel(highest), mels + 2))[:, None]
     bins = np.linspace(0.0, SAMPLE_RATE / 2, n_fft // 2 + 1)[None]
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
     rising = (bins - low) / (centre - low)
@@ -119,10 +119,12 @@ _BREAK_MEL = _BREAK_HZ / _LINEAR_HZ_PER_MEL
 _LOG_STEP = np.log(6.4) / 27.0
 
 
-def _hz_to_mel(hz: float) -> float:
+def hz_to_mel(hz: float) -> float:
+    """Slaney's mel of a frequency (Hz)."""
     return hz / _LINEAR_HZ_PER_MEL if hz < _BREAK_HZ else float(_BREAK_MEL + np.log(hz / _BREAK_HZ) / _LOG_STEP)
 
 
-def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+def mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    """The inverse of `hz_to_mel`, for any shape."""
     logarithmic = _BREAK_HZ * np.exp(_LOG_STEP * (np.maximum(mel, _BREAK_MEL) - _BREAK_MEL))
     return np.where(mel < _BREAK_MEL, mel * _LINEAR_HZ_PER_MEL, logarithmic)

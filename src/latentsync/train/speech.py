@@ -21,7 +21,7 @@ from latentsync.config import WhisperConfig
 from latentsync.errors import OutputError, UsageError, WeightsError
 from latentsync.media.clip import read_audio
 from latentsync.models.load import copy_state, read_state
-from latentsync.speech.mel import HOP, SAMPLE_RATE, log_mel, normalise
+from latentsync.speech.mel import HOP, SAMPLE_RATE, hz_to_mel, log_mel, mel_to_hz, normalise
 from latentsync.speech.track import SPEECH_RATE
 from latentsync.speech.whisper import SpeechEncoder, load_whisper, openai_checkpoint
 from latentsync.train.cache import Cache, content_digest
@@ -109,8 +109,8 @@ class Voices:
     """
 
     rate = (0.8, 1.25)  # of speaking
-    tract = 0.16  # how far the mel bands are stretched or shrunk (Jaitly and Hinton, Vocal Tract Length Perturbation, 2013)
-    colour = 0.35  # decades that a microphone may add or take over a band, standard deviation
+    tract = 0.12  # of the logarithm of all frequencies (Jaitly and Hinton, Vocal Tract Length Perturbation, 2013)
+    colour = 0.2  # decades that a microphone may add or take over a band, standard deviation
     noise = (-7.0, -2.5)  # decades of the noise below the loudest value
     noisy, roomy, faded = 0.5, 0.25, 0.1  # shares of the sounds
 
@@ -120,7 +120,7 @@ class Voices:
     def sound(self, mel: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """(n, mels) log10 power of one speaker in one room -> the same of another."""
         bands = np.arange(mel.shape[1])
-        mel = rows_at(mel.T, np.clip(bands * np.exp(draw.uniform(-self.tract, self.tract)), 0, bands[-1])).T
+        mel = rows_at(mel.T, scaled_bands(len(bands), float(np.exp(draw.uniform(-self.tract, self.tract))))).T
         phases = draw.uniform(0, 2 * np.pi, 4)
         waves = np.cos(bands[None] / len(bands) * np.pi * np.arange(1, 5)[:, None] + phases[:, None])
         curve = (draw.normal(0, self.colour, 4)[:, None] * waves).sum(0) + draw.uniform(-0.5, 0.5)
@@ -272,6 +272,14 @@ class SpeechTask:
         out["target"][:count] = torch.from_numpy(target)
         out["known"][:count] = 1.0
         return out
+
+
+def scaled_bands(mels: int, factor: float) -> np.ndarray:
+    """(mels,) places between mel bands, counted in bands: where each band's frequency, times the factor, lies."""
+    lowest, highest = hz_to_mel(0.0), hz_to_mel(SAMPLE_RATE / 2)
+    centres = lowest + (highest - lowest) * np.arange(1, mels + 1) / (mels + 1)
+    moved = np.array([hz_to_mel(float(hz) * factor) for hz in mel_to_hz(centres)])
+    return np.clip((moved - lowest) / (highest - lowest) * (mels + 1) - 1, 0, mels - 1)
 
 
 def rows_at(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
