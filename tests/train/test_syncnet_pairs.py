@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,11 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from latentsync import train
 from latentsync.config import SyncNetConfig
+from latentsync.errors import InputError, UsageError
+from latentsync.models.load import read_state
 from latentsync.train.cache import Cache
+from latentsync.train.checkpoint import find
 from latentsync.train.clips import ClipSet
 from latentsync.train.losses import contrast_loss
 from latentsync.train.store import FrameStore
+from latentsync.train.syncnet import load_syncnet
 from latentsync.train.syncnet_step import SyncNetStep
 from latentsync.train.validate import judged
 from latentsync.train.windows import Pick, SyncNetWindows, changed_mel, changed_pictures, collate, near_starts
@@ -138,3 +144,55 @@ def test_a_clip_that_fails_does_not_change_the_shape_of_a_batch(tmp_path: Path) 
     batch = collate([data[Pick(0, i, i)] for i in range(2)])
     assert batch["weight"].tolist() == [1, 0]
     assert batch["frames"].shape == (2, 2, FRAMES, 3, SIDE, SIDE)
+
+
+def _told(folder: Path) -> None:
+    for i in range(3):
+        make_clip(folder / f"{i}.mp4", 60, seed=i)
+        np.savez(folder / f"{i}.npz", lip_gap=np.sin(np.arange(60) / (2 + i)))
+
+
+def _run(folder: Path, out: Path, steps: int) -> Path:
+    values = [f"data.train={folder}", f"run.out={out}", f"run.steps={steps}", "run.batch=2", "run.validate_every=0", "run.validation_clips=1"]
+    config, _ = train.load("syncnet", "tiny", [*values, "recipe.windows=2", "recipe.lips=1", "optimizer.learning_rate=0.001"])
+    return find(train.run(config).out)
+
+
+def test_lips_are_told_while_training_and_the_judge_is_written_without(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    _told(clips)
+    whole = _run(clips, tmp_path / "whole", 4)
+    _run(clips, tmp_path / "parts", 2)
+    parts = _run(clips, tmp_path / "parts", 4)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "events.jsonl").read_text().splitlines()]
+    assert all(row["lips"] > 0 for row in rows if row["split"] == "train")
+    for name in ("syncnet.safetensors", "lips.safetensors"):
+        a, b = read_state(whole / name), read_state(parts / name)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    net, _ = load_syncnet(str(whole), None)
+    assert not any("seen" in name or "heard" in name for name in net.state_dict())
+
+
+def test_lips_need_their_truth_beside_the_clips(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    _told(clips)
+    for truth in clips.glob("*.npz"):
+        truth.unlink()
+    with pytest.raises(InputError, match=r"cannot read .*\.npz"):
+        _run(clips, tmp_path / "out", 1)
+    with pytest.raises(UsageError, match=r"set recipe\.windows=4"):
+        train.load("syncnet", "tiny", ["recipe.lips=1"])
+
+
+def test_the_error_of_the_lips_is_part_of_the_loss():
+    config = SyncNetConfig(frames=2, resolution=16)
+    vectors = F.normalize(torch.eye(4) + 0.1, dim=1)
+    batch = {"frames": torch.zeros(2, 2, 2, 3, 8, 16, dtype=torch.uint8), "mel": torch.zeros(2, 2, 1, 80, 7), "weight": torch.ones(2)}
+    batch["lips"] = torch.ones(2, 2, 2)
+    plain = SyncNetStep(config)(lambda f, m: (vectors, vectors), batch)
+    told = SyncNetStep(config, lips=3.0)(lambda f, m: (vectors, vectors, torch.ones(4, 2), torch.zeros(4, 2)), batch)
+    assert told["lips"].item() == pytest.approx(0.5)  # one side tells all, the other nothing
+    assert (told["loss"] - plain["loss"]).item() == pytest.approx(1.5)

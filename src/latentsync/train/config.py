@@ -140,6 +140,7 @@ class SyncRecipeConfig:
     span: int = 40  # frames within which they start
     temperature: float = 0.07  # of that comparison: the lower, the more the nearest wrong sounds count
     augment: bool = False  # mirror, shift, zoom and light the pictures, and change loudness, colour and noise of the sound
+    lips: float = 0.0  # what it counts to tell the opening of the lips from either vector; clips need their truth beside them (.npz: lip_gap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -498,6 +499,10 @@ def _check(config: Train, where: str) -> None:
         recipe = config.recipe
         _shares(where, [(f"recipe.{name}", getattr(recipe, name)) for name in ("late", "shared_noise", "audio_dropout", "fixed_reference")])
         _finite(where, [("recipe.kept", recipe.kept), ("recipe.mouth", recipe.mouth)])
+    if isinstance(config, SyncNetTrain):
+        _finite(where, [("recipe.lips", config.recipe.lips)])
+        if config.recipe.lips and config.recipe.windows == 1:
+            raise UsageError(f"{where}: recipe.lips is for samples of several windows; set recipe.windows=4")
     if isinstance(config, AutoencoderTrain):
         if config.net.kind != "small":
             raise UsageError(f"{where}: net.kind is {config.net.kind}; only autoencoders of kind small are trained here")

@@ -37,6 +37,26 @@ DESCRIPTION = "syncnet.yaml"
 WEIGHTS = "syncnet.safetensors"
 VALIDATION_PASSES = 4  # windows of each held-out clip: accuracy on one of each would be coarse
 VALIDATION_BATCH = 32  # windows together
+READER = "lips.safetensors"
+SPREAD = 16.0  # vectors of length 1 have elements this much smaller than a linear layer is made for, at 256 of them
+
+
+class LipReader(nn.Module):
+    """A SyncNet, and two linear layers that tell the opening of the lips from its vectors, in each frame of the window. These are for training only.
+
+    What tells sound and picture apart by their lips is hard to find by comparing alone, and easy once either side has been told what lips are.
+    """
+
+    def __init__(self, net: SyncNet) -> None:
+        super().__init__()
+        self.net = net
+        self.seen = nn.Linear(net.config.visual.channels[-1], net.config.frames)
+        self.heard = nn.Linear(net.config.audio.channels[-1], net.config.frames)
+
+    def forward(self, frames: Tensor, mel: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As SyncNet's (b, d) and (b, d), then (b, f) and (b, f): the opening as seen and as heard, of mean 0 and spread 1 over a clip."""
+        vision, audio = self.net(frames, mel)
+        return vision, audio, self.seen(vision * SPREAD), self.heard(audio * SPREAD)
 
 
 class SyncNetTask:
@@ -49,15 +69,16 @@ class SyncNetTask:
         self.config = config
         self.net = config.net
         self.frames = self.net.frames
-        self.network = SyncNet(self.net)
+        syncnet = SyncNet(self.net)
         if config.start:
             state, start = syncnet_files(config.start, home)
             if start is not None and start != self.net:
                 say(f"note: {config.start} describes another SyncNet than this configuration")
-            copy_state(self.network, state, f"SyncNet {config.start}")
+            copy_state(syncnet, state, f"SyncNet {config.start}")
             say(f"starts from {config.start}")
-        self.network.gradient_checkpointing = config.run.gradient_checkpointing
-        say(f"SyncNet: {sum(p.numel() for p in self.network.parameters()):,} parameters, all trained")
+        syncnet.gradient_checkpointing = config.run.gradient_checkpointing
+        say(f"SyncNet: {sum(p.numel() for p in syncnet.parameters()):,} parameters, all trained")
+        self.network: SyncNet | LipReader = LipReader(syncnet) if config.recipe.lips else syncnet
         self.vae = None
         if self.net.latent:
             state = read_state(Path(config.vae).expanduser()) if config.vae else weights.resolve("1.5", home=home, need=("vae",)).state("vae")
@@ -72,7 +93,7 @@ class SyncNetTask:
         self.compute = compute
         if self.vae is not None:
             self.vae.to(compute.device, compute.dtype)
-        self.step = SyncNetStep(self.net, vae=self.vae, temperature=self.config.recipe.temperature)
+        self.step = SyncNetStep(self.net, vae=self.vae, temperature=self.config.recipe.temperature, lips=self.config.recipe.lips)
 
     def batches(self, *, rank: int, world: int, start: int) -> Iterable[Batch]:
         run = self.config.run
@@ -98,7 +119,7 @@ class SyncNetTask:
         """Where training compares near windows: how often the sound of held-out clips is told from one beside it, and found when it is shifted."""
         if self.config.recipe.windows == 1 or self.net.latent:
             return {}
-        assert isinstance(network, SyncNet)
+        network = _bare(network)
         store, found = self._store(self.validation), []
         for index in range(min(len(self.validation), self.config.run.validation_clips)):
             clip = self.validation[index]
@@ -116,11 +137,15 @@ class SyncNetTask:
         return {f"told_{name}": float(np.mean([getattr(r, name) for r in found])) for name in Judged._fields} if found else {}
 
     def write(self, folder: Path, network: nn.Module) -> None:
-        save(network.state_dict(), folder / WEIGHTS, {"format": "pt", "latentsync.role": "syncnet"})
+        save(_bare(network).state_dict(), folder / WEIGHTS, {"format": "pt", "latentsync.role": "syncnet"})
+        if isinstance(network, LipReader):
+            save(_layers(network), folder / READER, {"format": "pt", "latentsync.role": "syncnet's lip reader"})
         (folder / DESCRIPTION).write_text(configs.dump(self.net), encoding="utf-8")
 
     def read(self, folder: Path) -> None:
-        copy_state(self.network, read_state(folder / WEIGHTS), f"SyncNet of {folder}")
+        copy_state(_bare(self.network), read_state(folder / WEIGHTS), f"SyncNet of {folder}")
+        if isinstance(self.network, LipReader):
+            copy_state(self.network, self.network.state_dict() | read_state(folder / READER), f"lip reader of {folder}")
 
     def _windows(self, clips: ClipSet, *, augment: bool) -> SyncNetWindows:
         recipe = self.config.recipe
@@ -136,10 +161,22 @@ class SyncNetTask:
             span=recipe.span,
             augment=augment,
             store=self._store(clips) if recipe.windows > 1 else None,
+            lips=bool(recipe.lips),
         )
 
     def _store(self, clips: ClipSet) -> FrameStore:
         return FrameStore(self.cache.folder, fps=clips.fps, side=self.net.resolution)
+
+
+def _bare(network: nn.Module) -> SyncNet:
+    found = network.net if isinstance(network, LipReader) else network
+    assert isinstance(found, SyncNet)
+    return found
+
+
+def _layers(reader: LipReader) -> dict[str, Tensor]:
+    """State of what a reader has beside its SyncNet."""
+    return {name: tensor for name, tensor in reader.state_dict().items() if not name.startswith("net.")}
 
 
 def syncnet_files(source: str, home: str | Path | None) -> tuple[dict[str, Tensor], SyncNetConfig | None]:

@@ -25,14 +25,15 @@ class SyncNetStep:
     Raises UsageError where a SyncNet of latents comes without one.
     """
 
-    def __init__(self, config: SyncNetConfig, vae: Autoencoder | None = None, temperature: float = 0.07) -> None:
+    def __init__(self, config: SyncNetConfig, vae: Autoencoder | None = None, temperature: float = 0.07, lips: float = 0.0) -> None:
         if config.latent and vae is None:
             raise UsageError("this SyncNet sees latents, which the autoencoder makes; load it too")
         self.config = config
         self.temperature = temperature
+        self.lips = lips
         self.vae = vae.requires_grad_(False).eval() if vae is not None and config.latent else None
 
-    def __call__(self, net: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def __call__(self, net: Callable[[Tensor, Tensor], tuple[Tensor, ...]], batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Scalars in float32: "loss", with its graph, and without: "accuracy" in 0..1, "positive" and "negative", the mean cosines of both kinds.
 
         The batch, on the network's device: frames (b, f, 3, H, W) uint8, whole or already cut to what the network sees, mel (b, 1, 80, columns),
@@ -40,12 +41,14 @@ class SyncNetStep:
 
         Where a sample is k windows of one clip, frames (b, k, f, 3, H, W) and mel (b, k, 1, 80, columns), there is no label: every window is
         compared with every sound. "accuracy" is then the mean of two shares: windows whose own sound is called in sync, and pairs with a sound of
-        the same clip that belongs to another window and is called out of sync; "negative" is the cosine of those pairs.
+        the same clip that belongs to another window and is called out of sync; "negative" is the cosine of those pairs. Such a batch may have
+        lips (b, k, f); the network is then a `LipReader`, and "lips" the squared error of what it tells.
         """
         if batch["frames"].dim() == 6:
             return self._all_pairs(net, batch)
         label, weight = batch["label"].float(), batch["weight"]
-        found = cosine(*net(self._shown(batch["frames"]), batch["mel"]))
+        vision, audio = net(self._shown(batch["frames"]), batch["mel"])
+        found = cosine(vision, audio)
         loss = weighted_mean(cosine_loss(found, label), weight)
         found = found.detach()
         return {
@@ -55,10 +58,10 @@ class SyncNetStep:
             "negative": _mean_of(found, weight * (1 - label)),
         }
 
-    def _all_pairs(self, net: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _all_pairs(self, net: Callable[[Tensor, Tensor], tuple[Tensor, ...]], batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The terms where each window is compared with the sounds of all: which is its own (`contrast_loss`), and is it in sync (`cosine_loss`)."""
         windows = batch["frames"].shape[1]
-        vision, audio = net(self._shown(batch["frames"].flatten(0, 1)), batch["mel"].flatten(0, 1))
+        vision, audio, *told_lips = net(self._shown(batch["frames"].flatten(0, 1)), batch["mel"].flatten(0, 1))
         with torch.autocast(vision.device.type, enabled=False):
             cosines = vision.float() @ audio.float().T
             weight = batch["weight"].repeat_interleave(windows)
@@ -70,10 +73,18 @@ class SyncNetStep:
             right = weighted_mean(cosine_loss(cosines, 1.0), pairs * own)
             wrong = weighted_mean(cosine_loss(cosines, 0.0), pairs * (1 - own))
             close = weighted_mean(cosine_loss(cosines, 0.0), pairs * near)
+            loss = told + right / 2 + (wrong + close) / 4
+            extra = {}
+            if told_lips:
+                errors = torch.stack([(lips.float() - batch["lips"].flatten(0, 1)).square().mean(dim=1) for lips in told_lips])
+                lips = weighted_mean(errors.mean(dim=0), weight)
+                loss = loss + self.lips * lips
+                extra["lips"] = lips.detach()
         found = cosines.detach()
         hits = weighted_mean((found > IN_SYNC).float(), pairs * own), weighted_mean((found <= IN_SYNC).float(), pairs * near)
         return {
-            "loss": told + right / 2 + (wrong + close) / 4,
+            "loss": loss,
+            **extra,
             "contrast": told.detach(),
             "accuracy": sum(hits, torch.zeros_like(told)).detach() / 2,
             "positive": _mean_of(found, pairs * own),

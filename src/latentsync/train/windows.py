@@ -29,6 +29,7 @@ from latentsync.train.cache import Cache, content_digest
 from latentsync.train.clips import BadClip, Clip, ClipSet, reason
 from latentsync.train.latents import CLEAN, MASKED, Latents, window_of
 from latentsync.train.store import FrameStore
+from latentsync.train.truth import read_truth, truth_of
 
 _SHORT = Fraction(1, 5)  # seconds of sound that a window may lack at the end of its clip, because headers round; more is an error
 # What is drawn at random, so that no two things share their numbers.
@@ -242,7 +243,8 @@ class SyncNetWindows(_Windows):
 
     With `windows` above 1 a sample is so many windows of one clip, each with its own mel: "frames" (k, f, 3, H, W) and "mel" (k, 1, 80, columns),
     and no label. Their starts lie within `span` frames, `apart` or more from one another. `augment` changes pictures and sound of a sample at
-    random, all its windows alike. `store` holds decoded frames; without one they are decoded every time.
+    random, all its windows alike. `store` holds decoded frames; without one they are decoded every time. With `lips` such a sample also has
+    "lips" (k, f) float32: the opening of the lips in each frame, from the truth beside the clip, of mean 0 and spread 1 over the clip.
     """
 
     def __init__(
@@ -259,10 +261,11 @@ class SyncNetWindows(_Windows):
         span: int = 40,
         augment: bool = False,
         store: FrameStore | None = None,
+        lips: bool = False,
     ) -> None:
         super().__init__(clips, frames=frames, resolution=resolution, seed=seed, cache=cache)
         self.top = resolution - resolution // 2 if lower_half else 0  # first row that is seen
-        self.windows, self.apart, self.span, self.augment, self.store = windows, apart, span, augment, store
+        self.windows, self.apart, self.span, self.augment, self.store, self.lips = windows, apart, span, augment, store, lips
 
     def _sample(self, clip: Clip, pick: Pick) -> dict[str, Any]:
         draw = _random(_WINDOW, self.seed, pick.epoch, pick.index)
@@ -280,7 +283,17 @@ class SyncNetWindows(_Windows):
         if self.augment:
             pictures, mel = changed_pictures(draw, pictures), changed_mel(draw, mel)
         rows = np.array(starts)[:, None] - first + np.arange(self.frames)
-        return {"frames": _tensor(pictures[:, :, self.top :][rows]), "mel": mel}
+        sample = {"frames": _tensor(pictures[:, :, self.top :][rows]), "mel": mel}
+        if self.lips:
+            sample["lips"] = torch.from_numpy(self._opening(clip)[rows + first])
+        return sample
+
+    def _opening(self, clip: Clip) -> np.ndarray:
+        """(n,) float32: the opening of the lips in every frame, of mean 0 and spread 1."""
+        gap = read_truth(clip.path, ["lip_gap"])["lip_gap"]
+        if gap.ndim != 1 or len(gap) < clip.frames:
+            raise InputError(f"{truth_of(clip.path)}: 'lip_gap' has the shape {gap.shape}, the clip {clip.frames} frames; make it anew")
+        return (gap - gap.mean()) / max(float(gap.std()), 1e-3)
 
     def _shown(self, clip: Clip, first: int, end: int) -> np.ndarray:
         """(end - first, 3, R, R) uint8: whole frames."""
@@ -293,7 +306,8 @@ class SyncNetWindows(_Windows):
         mel = torch.zeros(1, MELS, self.columns)
         if self.windows == 1:
             return {"frames": pictures, "mel": mel, "label": 0.0}
-        return {"frames": pictures.expand(self.windows, -1, -1, -1, -1), "mel": mel.expand(self.windows, -1, -1, -1)}
+        lips = {"lips": torch.zeros(self.windows, self.frames)} if self.lips else {}
+        return {"frames": pictures.expand(self.windows, -1, -1, -1, -1), "mel": mel.expand(self.windows, -1, -1, -1)} | lips
 
 
 def near_starts(draw: np.random.Generator, last: int, windows: int, apart: int, span: int) -> list[int]:
