@@ -19,7 +19,7 @@ from latentsync import cli_train
 from latentsync.cli import app
 from latentsync.cli_train import closing, row_text
 from latentsync.errors import InputError, LatentSyncError, OutputError, UsageError
-from latentsync.train.config import load, presets
+from latentsync.train.config import KINDS, load, presets
 from tests.test_cli import surroundings
 from tests.train.clipmaker import make_clip
 
@@ -57,7 +57,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_presets_are_listed(run: Run) -> None:
     rows = json.loads(run("train", "presets", "--json").stdout)
-    assert {(r["kind"], r["name"]) for r in rows} == {(k, n) for k in ("unet", "syncnet") for n in presets(k)}  # type: ignore[arg-type]
+    assert {(r["kind"], r["name"]) for r in rows} == {(k, n) for k in KINDS for n in presets(k)}
     assert all(r["summary"] for r in rows)
     lines = run("train", "presets").stdout.splitlines()
     assert len(lines) == len(rows)
