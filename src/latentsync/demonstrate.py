@@ -55,7 +55,7 @@ class Demonstration:
     sample: Path
     speech: Path
     result: Result
-    original: SyncScore | None  # of the old picture with the new sound; None where the sample is shorter than SyncNet's window
+    original: SyncScore | None  # of the old picture with the new sound; None where the package came without its SyncNet
     made: SyncScore | None  # of the result
 
     def plain(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def demonstrate(
     _check(folder, overwrite)
     say("loading the demo model")
     lipsync = LipSync.load(shipped.NAME, device=device, dtype=dtype)
-    config, judge = load_judge()
+    judge = load_judge() if shipped.file(shipped.JUDGE) is not None else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -139,20 +139,24 @@ def demonstrate(
     rate = Fraction(result.frames) / Fraction(result.seconds).limit_denominator(90000)
     write_clip(folder / BESIDE, both, rate, own, sound.info.rate)
     _write_png(folder / SHEET, sheet(mouths))
+    if judge is None:
+        return Demonstration(folder, sample, speech, result, None, None)
     mel = torch.from_numpy(sync_mel(np.concatenate(list(sound.samples()))))
-    scores = [
-        sync_score(judge, config, torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 127.5 - 1, mel)
-        for faces in ([pair.face_before for pair in pairs], [pair.face_after for pair in pairs])
-    ]
-    return Demonstration(folder, sample, speech, result, scores[0], scores[1])
+    original, new = (_score(*judge, faces, mel) for faces in ([pair.face_before for pair in pairs], [pair.face_after for pair in pairs]))
+    return Demonstration(folder, sample, speech, result, original, new)
+
+
+def _score(config: SyncNetConfig, judge: SyncNet, faces: list[np.ndarray], mel: torch.Tensor) -> SyncScore | None:
+    pixels = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return sync_score(judge, config, pixels, mel)
 
 
 def load_judge() -> tuple[SyncNetConfig, SyncNet]:
     """The shipped SyncNet, float32 on the CPU. Raises WeightsError where it is not there."""
-    path = shipped.file("syncnet")
+    path = shipped.file(shipped.JUDGE)
     if path is None:
-        raise shipped.absent(["syncnet"])
-    description = path.with_name(shipped.DESCRIPTIONS["syncnet"])
+        raise shipped.absent([shipped.JUDGE])
+    description = path.with_name(shipped.DESCRIPTIONS[shipped.JUDGE])
     config = configs.parse_as(SyncNetConfig, description.read_text(encoding="utf-8"), str(description))
     with torch.device("meta"):
         net = SyncNet(config)

@@ -197,7 +197,7 @@ def _shipped(home: Path, registry: Registry) -> ModelFiles:
     if lacking:
         raise shipped.absent(lacking)
     found = _by_folder(shipped.folder(), home, None, registry)
-    return replace(found, files={**found.files, **{role: shipped.folder() / name for role, name in shipped.FILES.items()}})
+    return replace(found, files={**found.files, **shipped.here()})
 
 
 def _by_folder(folder: Path, home: Path, resolution: int | None, registry: Registry, within: tuple[Path, ...] = ()) -> ModelFiles:
@@ -515,7 +515,7 @@ def _shipped_row(home: Path, registry: Registry) -> ModelRow:
     if shipped.lacking():
         return ModelRow(shipped.NAME, summary, None, None, "absent", None, downloadable=False)
     found = _shipped(home, registry)
-    size = sum((shipped.folder() / name).stat().st_size for name in shipped.FILES.values())
+    size = sum(path.stat().st_size for path in shipped.here().values())
     return ModelRow(shipped.NAME, found.config.summary or summary, found.config.resolution, size, "shipped", found.files["unet"], downloadable=False)
 
 

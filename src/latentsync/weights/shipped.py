@@ -15,6 +15,7 @@ FILES = {
     "tracker": "tracker.safetensors",
     "syncnet": "syncnet.safetensors",
 }
+JUDGE = "syncnet"  # scores what is made; the model syncs without it
 DESCRIPTIONS = {"unet": "model.yaml", "tracker": "tracker.yaml", "syncnet": "syncnet.yaml"}  # what a file needs beside it to be used
 OFFER = "--model demo, which comes with the package (small and offline; trained on rendered heads only, so real people look painted)"
 
@@ -32,8 +33,13 @@ def file(role: str) -> Path | None:
 
 
 def lacking() -> list[str]:
-    """Roles whose files are not there."""
-    return [role for role in FILES if file(role) is None]
+    """Roles without which the model cannot sync, whose files are not there."""
+    return [role for role in FILES if role != JUDGE and file(role) is None]
+
+
+def here() -> dict[str, Path]:
+    """The files that are there, by role."""
+    return {role: path for role in FILES if (path := file(role)) is not None}
 
 
 def absent(roles: list[str]) -> WeightsError:
