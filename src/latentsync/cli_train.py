@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,75 +32,46 @@ AS_JSON = typer.Option("--json", help="Print as JSON.")
 RESULT_AS_JSON = typer.Option("--json", help="Print what was done as JSON, and nothing else on standard output.")
 
 
-@train_app.command("unet")
-def train_unet(
-    config: Annotated[str, CONFIG],
-    values: Annotated[list[str] | None, VALUES] = None,
-    home: Annotated[Path | None, HOME] = None,
-    as_json: Annotated[bool, RESULT_AS_JSON] = False,
-) -> None:
-    """Train the U-Net: stage 1, stage 2, or fine-tuning.
+# What is trained, and its help; the first line stands in lists of commands.
+TRAININGS: dict[Kind, str] = {
+    "unet": """Train the U-Net: stage 1, stage 2, or fine-tuning.
 
     The same command again goes on where the run in run.out stands. Many GPUs and machines: accelerate launch -m latentsync train unet ...
-    """
-    _train("unet", config, values, home, as_json)
-
-
-@train_app.command("syncnet")
-def train_syncnet(
-    config: Annotated[str, CONFIG],
-    values: Annotated[list[str] | None, VALUES] = None,
-    home: Annotated[Path | None, HOME] = None,
-    as_json: Annotated[bool, RESULT_AS_JSON] = False,
-) -> None:
-    """Train SyncNet, the judge of lip sync.
+    """,
+    "syncnet": """Train SyncNet, the judge of lip sync.
 
     Stage 2 of the U-Net learns from it. The same command again goes on where the run in run.out stands. Many GPUs and machines:
     accelerate launch -m latentsync train syncnet ...
-    """
-    _train("syncnet", config, values, home, as_json)
-
-
-@train_app.command("autoencoder")
-def train_autoencoder(
-    config: Annotated[str, CONFIG],
-    values: Annotated[list[str] | None, VALUES] = None,
-    home: Annotated[Path | None, HOME] = None,
-    as_json: Annotated[bool, RESULT_AS_JSON] = False,
-) -> None:
-    """Train a small autoencoder between face crops and latents, as the demo model's.
+    """,
+    "autoencoder": """Train a small autoencoder between face crops and latents, as the demo model's.
 
     The same command again goes on where the run in run.out stands.
-    """
-    _train("autoencoder", config, values, home, as_json)
-
-
-@train_app.command("speech")
-def train_speech(
-    config: Annotated[str, CONFIG],
-    values: Annotated[list[str] | None, VALUES] = None,
-    home: Annotated[Path | None, HOME] = None,
-    as_json: Annotated[bool, RESULT_AS_JSON] = False,
-) -> None:
-    """Train a small speech encoder on sounds whose articulation is known, as the demo model's.
+    """,
+    "speech": """Train a small speech encoder on sounds whose articulation is known, as the demo model's.
 
     The same command again goes on where the run in run.out stands.
-    """
-    _train("speech", config, values, home, as_json)
-
-
-@train_app.command("tracker")
-def train_tracker(
-    config: Annotated[str, CONFIG],
-    values: Annotated[list[str] | None, VALUES] = None,
-    home: Annotated[Path | None, HOME] = None,
-    as_json: Annotated[bool, RESULT_AS_JSON] = False,
-) -> None:
-    """Train a small face finder on clips whose landmarks are known, as the demo model's.
+    """,
+    "tracker": """Train a small face finder on clips whose landmarks are known, as the demo model's.
 
     The same command again goes on where the run in run.out stands.
-    """
-    _train("tracker", config, values, home, as_json)
+    """,
+}
+
+
+def _trainer(kind: Kind) -> Callable[..., None]:
+    def train(
+        config: Annotated[str, CONFIG],
+        values: Annotated[list[str] | None, VALUES] = None,
+        home: Annotated[Path | None, HOME] = None,
+        as_json: Annotated[bool, RESULT_AS_JSON] = False,
+    ) -> None:
+        _train(kind, config, values, home, as_json)
+
+    return train
+
+
+for _kind, _help in TRAININGS.items():
+    train_app.command(_kind, help=_help)(_trainer(_kind))
 
 
 @train_app.command("presets")
