@@ -577,7 +577,8 @@ def info(model: str | Path, *, home: str | Path | None = None, check: bool = Fal
     published = _published(found.config.name, registry) if found.folder is None else ()
     needed = roles()(found.config)
     files = []
-    for role in dict.fromkeys([*(f.role for f in published), *needed, *found.files]):
+    extra = (role for role, path in found.files.items() if path != shipped.file("tracker"))  # every model may use the package's own, few do
+    for role in dict.fromkeys([*(f.role for f in published), *needed, *extra]):
         remote = next((f for f in (*published, *registry.by_role(role)) if f.role == role), None)
         path = found.files.get(role)
         if path is None:
