@@ -586,6 +586,21 @@ def test_what_training_needs_is_named_and_fetched(judges: Registry, tmp_path: Pa
         weights.training_state("unet")
 
 
+def test_what_judges_footage_is_named_and_not_part_of_any_model(tiny: Path) -> None:
+    with pytest.raises(WeightsError) as e:
+        weights.judge_state("syncnet_v2", otherwise=", or do without")
+    for part in ("judging footage needs SyncNet v2", "syncnet_v2.model (54.6 MB)", "models download judges (0.16 GB in all), or do without"):
+        assert part in str(e.value).replace("\n", " ")
+    with pytest.raises(WeightsError, match=r"HyperIQA, and koniq_pretrained.pkl \(0.11 GB\)"):
+        weights.judge_state("hyperiqa")
+    with pytest.raises(UsageError, match="they are syncnet_v2, hyperiqa"):
+        weights.judge_state("vgg16")
+    mine = tiny / "syncnet_v2.model"
+    torch.save({"a": torch.ones(1)}, mine)
+    assert list(weights.judge_state("syncnet_v2", path=tiny)) == list(weights.judge_state("syncnet_v2", path=mine)) == ["a"]
+    assert not set(weights.resolve(tiny, need=()).files) & set(weights.JUDGES)
+
+
 def test_files_of_the_published_project_are_found_for_training(judges: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights.download("training", registry=judges)
     checkpoints = tmp_path / "checkpoints"

@@ -34,6 +34,20 @@ def sync_score(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor,
     Each window is compared with the sound at shifts of -10 to 10 frames, as far as the sound reaches; the scheme is that of
     Chung and Zisserman 2016 (Out of time), with cosines instead of distances. For networks that see pixels, not latents.
     """
+    cosines = agreement(net, config, frames, mel, fps)
+    if cosines is None:
+        return None
+    by_lag = {lag: cosines.diagonal(lag).mean().item() for lag in LAGS if abs(lag) < len(cosines)}
+    best = max(by_lag, key=lambda lag: by_lag[lag])
+    return SyncScore(by_lag[0], by_lag[best] - float(np.median(list(by_lag.values()))), best)
+
+
+@torch.no_grad()
+def agreement(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor, fps: int = 25) -> Tensor | None:
+    """Frames (n, 3, h, w) in [-1, 1] and their mel (80, t) -> (w, w) cosines of each window of frames with each window of sound, float32.
+
+    A window begins at each frame, as far as both reach; None where they do not reach for one.
+    """
     starts = range(frames.shape[0] - config.frames + 1)
     if not starts:
         return None
@@ -51,7 +65,4 @@ def sync_score(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor,
         v, a = net(visual_input(seen.to(device), config), heard.to(device))
         vision.append(v.float().cpu())
         audio.append(a.float().cpu())
-    cosines = torch.cat(vision) @ torch.cat(audio).T  # (windows, windows)
-    by_lag = {lag: cosines.diagonal(lag).mean().item() for lag in LAGS if abs(lag) < len(inside)}
-    best = max(by_lag, key=lambda lag: by_lag[lag])
-    return SyncScore(by_lag[0], by_lag[best] - float(np.median(list(by_lag.values()))), best)
+    return torch.cat(vision) @ torch.cat(audio).T

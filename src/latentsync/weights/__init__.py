@@ -21,12 +21,13 @@ from latentsync.weights.collection import (
     roles,
 )
 from latentsync.weights.places import extra_folders, home_folder, hub_cache, search_folders
-from latentsync.weights.releases import FACE, PUBLISHED, TRAINING, Bundle, Registry, RemoteFile
-from latentsync.weights.training import training_file, training_state, unet_in
+from latentsync.weights.releases import FACE, JUDGES, PUBLISHED, TRAINING, Bundle, Registry, RemoteFile
+from latentsync.weights.training import judge_state, training_file, training_state, unet_in
 from latentsync.weights.untrained import new
 
 __all__ = [
     "FACE",
+    "JUDGES",
     "PUBLISHED",
     "TRAINING",
     "Bundle",
@@ -46,6 +47,7 @@ __all__ = [
     "home_folder",
     "hub_cache",
     "info",
+    "judge_state",
     "new",
     "resolve",
     "roles",

@@ -19,7 +19,8 @@ class RemoteFile:
     have it. `size` is in bytes; None where it is not known.
     """
 
-    role: str  # unet | whisper | vae | face_landmarker | yunet | taesd, and for training syncnet | vgg16 | lpips | videomae
+    # unet | whisper | vae | face_landmarker | yunet | taesd; for training: syncnet | vgg16 | lpips | videomae; judges: syncnet_v2 | hyperiqa
+    role: str
     url: str
     path: str
     size: int | None = None
@@ -220,10 +221,31 @@ FILES: dict[str, RemoteFile] = {
         licence="Apache-2.0",
         page=f"{HUB}/OpenGVLab/VideoMAE2",
     ),
+    "syncnet_v2": RemoteFile(
+        role="syncnet_v2",
+        url=_hub("ByteDance/LatentSync-1.5", "32a20d29aead0498e3e885e90dbbe8027da1b61b", "auxiliary/syncnet_v2.model"),
+        path="judges/syncnet_v2.model",
+        names=("auxiliary/syncnet_v2.model", "syncnet_v2.model"),
+        size=54_573_114,
+        sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+        licence="MIT",
+        page="https://github.com/joonson/syncnet_python",
+    ),
+    "hyperiqa": RemoteFile(
+        role="hyperiqa",
+        url=_hub("ByteDance/LatentSync-1.5", "32a20d29aead0498e3e885e90dbbe8027da1b61b", "auxiliary/koniq_pretrained.pkl"),
+        path="judges/koniq_pretrained.pkl",
+        names=("auxiliary/koniq_pretrained.pkl", "koniq_pretrained.pkl"),
+        size=109_768_650,
+        sha256="ff9277bcc68ecc10e77d88b6d0a32825ec3c85562095542734ec6212eaaf6d81",
+        licence="MIT",
+        page="https://github.com/SSL92/hyperIQA",
+    ),
 }
 
 FACE = ("face_landmarker", "yunet")
 TRAINING = ("syncnet", "vgg16", "lpips", "videomae")  # frozen networks that judge what the U-Net makes; no model syncs with them
+JUDGES = ("syncnet_v2", "hyperiqa")  # networks that judge footage: for preparing data, and for evaluation
 
 PUBLISHED = Registry(
     files=FILES,
@@ -236,5 +258,6 @@ PUBLISHED = Registry(
         "face": Bundle(name="face", summary="face detector and landmarks alone", files=FACE),
         "taesd": Bundle(name="taesd", summary="tiny autoencoder for previews", files=("taesd",)),
         "training": Bundle(name="training", summary="the networks behind the losses of stage 2: SyncNet, LPIPS, VideoMAE", files=TRAINING),
+        "judges": Bundle(name="judges", summary="what judges footage: SyncNet v2 (lip sync), HyperIQA (picture quality)", files=JUDGES),
     },
 )

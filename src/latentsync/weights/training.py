@@ -1,4 +1,4 @@
-"""Weights that only training needs: the frozen networks behind its losses, and what a training begins with."""
+"""Weights that only training, data preparation and evaluation need: frozen networks that judge, and what a training begins with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from latentsync.errors import UsageError, WeightsError
 from latentsync.weights import places
 from latentsync.weights.collection import IN_FOLDER, _bundle_with, _first, _locate_equal, gigabytes
-from latentsync.weights.releases import PUBLISHED, TRAINING, Registry
+from latentsync.weights.releases import JUDGES, PUBLISHED, TRAINING, Registry
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,8 @@ WHAT = {
     "vgg16": "VGG16, on whose features LPIPS works (losses.lpips)",
     "lpips": "the linear heads of LPIPS (losses.lpips)",
     "videomae": "VideoMAE V2 giant (losses.trepa)",
+    "syncnet_v2": "SyncNet v2",
+    "hyperiqa": "HyperIQA",
 }
 OWN = {"syncnet": ("syncnet.safetensors",)}  # what `train syncnet` writes
 # How Stable Diffusion's folders in the form of diffusers call their U-Net: of the whole pipeline, and of its `unet` alone.
@@ -37,6 +39,11 @@ def training_file(role: str, home: str | Path | None = None, path: str | Path = 
     """
     if role not in TRAINING:
         raise UsageError(f"'{role}' is no network that training needs; they are {', '.join(TRAINING)}")
+    return _frozen(role, "training", home, path, registry)
+
+
+def _frozen(role: str, who: str, home: str | Path | None, path: str | Path, registry: Registry, otherwise: str = "") -> Path:
+    """The file of a network that `who` needs; `otherwise`: what else can be done without it."""
     remote = registry.by_role(role)[0]
     if str(path):
         return _given(Path(path).expanduser(), WHAT[role], (*OWN.get(role, ()), Path(remote.path).name, *remote.names))
@@ -47,8 +54,8 @@ def training_file(role: str, home: str | Path | None = None, path: str | Path = 
         total = gigabytes(sum(f.size or 0 for f in registry.of(bundle)))
         looked = ", ".join(map(str, [*places.search_folders(root), places.hub_cache()]))
         raise WeightsError(
-            f"training needs {WHAT[role]}, and {Path(remote.path).name} ({gigabytes(remote.size)}) is not here. "
-            f"Run: latentsync models download {bundle} ({total} in all)\nlooked in: {looked}"
+            f"{who} needs {WHAT[role]}, and {Path(remote.path).name} ({gigabytes(remote.size)}) is not here. "
+            f"Run: latentsync models download {bundle} ({total} in all){otherwise}\nlooked in: {looked}"
         )
     return found
 
@@ -58,6 +65,21 @@ def training_state(role: str, home: str | Path | None = None, path: str | Path =
     from latentsync.models.load import read_state
 
     return read_state(training_file(role, home, path, registry=registry))
+
+
+def judge_state(
+    role: str, home: str | Path | None = None, path: str | Path = "", *, otherwise: str = "", registry: Registry = PUBLISHED
+) -> dict[str, torch.Tensor]:
+    """State dict of a network that judges footage, by the names in its file: role syncnet_v2 or hyperiqa.
+
+    path: a file, or a folder that holds one, instead of the published one, which is looked for in the search path. Raises WeightsError that names
+    the file, its size, the command that fetches it and what `otherwise` says.
+    """
+    from latentsync.models.load import read_state
+
+    if role not in JUDGES:
+        raise UsageError(f"'{role}' is no network that judges footage; they are {', '.join(JUDGES)}")
+    return read_state(_frozen(role, "judging footage", home, path, registry, otherwise))
 
 
 def unet_in(folder: Path) -> Path:
