@@ -82,7 +82,7 @@ def _read(kind: Any, plain: Any, where: Callable[[str], Path]) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         return {_read(inner[0], k, where): _read(inner[1], v, where) for k, v in plain.items()}
     if dataclasses.is_dataclass(kind):
-        hints = _hints(kind)
+        hints = _hints(cast(type, kind))
         known = {f.name for f in dataclasses.fields(kind)}
         if not isinstance(plain, dict) or set(plain) - known:
             raise ValueError(f"expected the fields {', '.join(sorted(known))}")
