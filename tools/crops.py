@@ -32,10 +32,8 @@ import torch
 from tools.synthheads.files import copied, make_folder, write_arrays, write_video
 
 from latentsync.errors import InputError, LatentSyncError, UsageError
-from latentsync.face.align import alignment, crop, crop_size
-from latentsync.face.points import anchor_points
-from latentsync.face.protocols import Face
-from latentsync.face.track import SMOOTH, smooth
+from latentsync.face.align import alignment, crop, mapped, squeezed
+from latentsync.face.track import smoothed_anchors
 from latentsync.media.video import open_video
 
 EDGE = 0.5  # where the corpus puts the centre of the first pixel
@@ -50,22 +48,7 @@ def track(landmarks: np.ndarray) -> np.ndarray:
     """
     if landmarks.ndim != 3 or landmarks.shape[1:] != (68, 2) or not len(landmarks):
         raise InputError(f"the landmarks must have the shape (frames, 68, 2), found {landmarks.shape}")
-    raw = np.stack([anchor_points(Face(box=(0, 0, 1, 1), score=1.0, landmarks=frame)) for frame in landmarks]).astype(np.float64)
-    n = len(raw)
-    return np.stack([smooth(raw[max(0, i - SMOOTH) : min(n, i + SMOOTH + 1)], min(i, SMOOTH)) for i in range(n)])
-
-
-def squeezed(matrix: np.ndarray, size: int) -> np.ndarray:
-    """(2, 3) frame -> upright crop (`crop_size`), as `alignment` gives it -> (2, 3) frame -> the size x size crop."""
-    scale = size / np.array(crop_size(size))
-    out = matrix * scale[:, None]
-    out[:, 2] += (scale - 1) / 2
-    return out
-
-
-def mapped(points: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """(n, p, 2) points and (n, 2, 3) matrices, one for each frame -> (n, p, 2)."""
-    return np.einsum("nij,npj->npi", matrices[:, :, :2], points) + matrices[:, None, :, 2]
+    return smoothed_anchors(landmarks)
 
 
 def make(clip: Path, out: Path, size: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -86,10 +86,23 @@ def _finder(name: str, files: weights.ModelFiles, wanted: bool) -> Callable[[], 
             raise WeightsError("this pipeline was loaded without a face finder (faces=False); give the faces' places by points")
 
         return absent
-    found = dict(files.faces)
-    for wanted_name in BACKENDS.get(name, ()):
-        if wanted_name not in found:
-            for folder in weights.search_folders(files.home):
-                if (folder / wanted_name).is_file():
-                    found[wanted_name] = folder / wanted_name
+    found = _face_files(name, files.faces, weights.search_folders(files.home))
     return lambda: make_backend(name, found)
+
+
+def face_finder(name: str, home: str | Path | None = None) -> FaceBackend:
+    """A face finder by name, without any model; its files come with the package or lie in a folder that is searched for weights.
+
+    Raises UsageError for an unknown name, WeightsError for missing or damaged files.
+    """
+    return make_backend(name, _face_files(name, {}, [*weights.search_folders(weights.home_folder(home)), weights.shipped.folder()]))
+
+
+def _face_files(name: str, known: Mapping[str, Path], folders: Iterable[Path]) -> dict[str, Path]:
+    found = dict(known)
+    for wanted in BACKENDS.get(name, ()):
+        if wanted not in found:
+            for folder in folders:
+                if (folder / wanted).is_file():
+                    found[wanted] = folder / wanted
+    return found

@@ -10,6 +10,7 @@ import pytest
 from tools.synthheads import files
 
 from latentsync.errors import InputError, UsageError
+from latentsync.face.align import crop_size
 from latentsync.media.clip import probe, read_audio, read_frames
 from tools import crops
 
@@ -75,7 +76,7 @@ def test_the_truth_lies_where_the_crop_shows_it(corpus, tmp_path):
 
 def test_the_crop_size_is_reached_whatever_the_upright_crop_is():
     m = np.array([[1.0, 0, 0], [0, 1.0, 0]])
-    corner = crops.squeezed(m, 128) @ [crops.crop_size(128)[0] - 0.5, crops.crop_size(128)[1] - 0.5, 1]
+    corner = crops.squeezed(m, 128) @ [crop_size(128)[0] - 0.5, crop_size(128)[1] - 0.5, 1]
     assert np.allclose(corner, 127.5)
 
 

@@ -167,6 +167,19 @@ def crop(picture: PictureRegion, matrix: npt.ArrayLike, resolution: int) -> npt.
     return cv2.resize(upright, (resolution, resolution), interpolation=cv2.INTER_LANCZOS4).astype(np.uint8, copy=False)
 
 
+def squeezed(matrix: npt.ArrayLike, resolution: int) -> npt.NDArray[np.float64]:
+    """(2, 3) frame -> upright crop of `crop_size`, as `alignment` gives it -> (2, 3) frame -> the resolution x resolution crop."""
+    scale = resolution / np.array(crop_size(resolution))
+    out = np.asarray(matrix, dtype=np.float64) * scale[:, None]
+    out[:, 2] += (scale - 1) / 2
+    return out
+
+
+def mapped(points: npt.NDArray[np.float64], matrices: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(n, p, 2) points and (n, 2, 3) matrices, one for each frame -> (n, p, 2)."""
+    return np.einsum("nij,npj->npi", matrices[:, :, :2], points) + matrices[:, None, :, 2]
+
+
 def _shrink(region: npt.NDArray[np.uint8], matrix: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
     """Area-average the region along each axis that the matrix shrinks below SHRINK_LIMIT; the matrix then starts from the smaller region."""
     height, width = region.shape[:2]

@@ -181,21 +181,21 @@ class _Follower:
         last = self._here
         assert last is not None
         face = self._backend.landmarks(picture, last)
-        if face is None or not _continues(last, face):
+        if face is None or not continues(last, face):
             return None
         self._unverified += 1
         if self._unverified < VERIFY_EVERY and not self._missed:
             return face
         self._unverified = 0
         found = detect(self._backend, picture, self._max_side)
-        if not any(_continues(face, f) for f in found):
+        if not any(continues(face, f) for f in found):
             self._missed += 1
             return face if self._missed < UNSEEN else None
         self._missed = 0
         mine = looks(picture, face)
         alike = _likeness(mine, self._person)
         if alike < ALIKE:
-            rivals = [(_likeness(looks(picture, f), self._person), f) for f in found if not _continues(face, f)]
+            rivals = [(_likeness(looks(picture, f), self._person), f) for f in found if not continues(face, f)]
             best = max(rivals, key=lambda r: r[0], default=None)
             if best is not None and best[0] > max(alike + RIVAL, ALIKE):
                 self.person += 1
@@ -244,7 +244,7 @@ class _Follower:
         scored = []
         for face in found:
             alike = _likeness(looks(picture, face), person)
-            near = last is not None and _continues(last, face, slack=2.0)
+            near = last is not None and continues(last, face, slack=2.0)
             if alike >= ALIKE or (near and alike >= UNLIKE):
                 scored.append((alike + (0.3 if near else 0.0), face))
         return max(scored, key=lambda s: s[0])[1] if scored else None
@@ -261,7 +261,7 @@ def _likeness(mine: np.ndarray, person: list[np.ndarray]) -> float:
     return max((likeness(mine, p) for p in person), default=0.0)
 
 
-def _continues(last: Face, face: Face, slack: float = 1.0) -> bool:
+def continues(last: Face, face: Face, slack: float = 1.0) -> bool:
     """Whether two faces of neighbouring frames may be one: the heads about as large, and not far apart."""
     a, b = head(last, 1.0), head(face, 1.0)
     ratio = b.side / max(a.side, 1e-6)
@@ -353,6 +353,16 @@ def _run(window: list[_Seen[F]], at: int, way: int) -> tuple[int, bool]:
         if window[i].points is None:
             return count, True
         count += 1
+
+
+def smoothed_anchors(landmarks: np.ndarray) -> np.ndarray:
+    """(n, p, 2) landmarks of n frames in a row -> (n, 3, 2) float64: the alignment points of each, smoothed over time as `Tracker` does.
+
+    Raises `LatentSyncError` for a number of landmarks that no known layout has.
+    """
+    raw = np.stack([anchor_points(Face(box=(0, 0, 1, 1), score=1.0, landmarks=frame)) for frame in landmarks]).astype(np.float64)
+    n = len(raw)
+    return np.stack([smooth(raw[max(0, i - SMOOTH) : min(n, i + SMOOTH + 1)], min(i, SMOOTH)) for i in range(n)])
 
 
 def smooth(points: np.ndarray, at: int) -> np.ndarray:

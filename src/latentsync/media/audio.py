@@ -18,13 +18,14 @@ from av.audio.resampler import AudioResampler
 from av.container import InputContainer
 
 from latentsync.errors import InputError
-from latentsync.media.source import opened, video_streams
+from latentsync.media.source import TIMED, opened, video_streams
 
 SPEECH_RATE = 16000  # what Whisper hears
 _TOLERANCE = Fraction(1, 20)  # seconds by which timestamps may disagree with the sample count before silence is put in or sound left out
 _LONGEST_GAP = 3600  # seconds; a longer jump of the clock is taken for a fault, not for silence
 _LONGEST_OVERLAP = 1  # seconds; a longer jump back is taken for a restarted clock
 MANY = 8  # channels from which PyAV (up to 18.1) miscounts the planes of a frame: it then crashes on reading and fails on filling them
+_LEAD = 1  # seconds decoded before a wanted place, in which decoders and resamplers settle
 _CHUNK = 16000  # samples handed out at a time, roughly
 
 
@@ -138,6 +139,25 @@ def open_audio(path: Path, *, beside: Path | None = None) -> Audio:
     return Audio(Path(path), beside=beside)
 
 
+def samples_between(path: Path, start: Fraction, end: Fraction, rate: int = SPEECH_RATE) -> Iterator[np.ndarray]:
+    """(n,) float32 chunks, the mean of the channels at `rate` Hz from `start` to `end`, seconds from the file's time 0; zeros where it has no sound.
+
+    In all round(end * rate) - round(start * rate) samples, those that `Audio.samples` gives there; no more is decoded than they need.
+    Raises `InputError` for a file without sound that can be decoded.
+    """
+    part = _Part(Path(path), max(0, math.floor(start) - _LEAD))
+    position = part.begin * rate
+    first, last = round(start * rate), round(end * rate)
+    for chunk in _resampled(part._mono(), part.info.rate, rate):
+        if position >= last:
+            break
+        piece = chunk[max(0, first - position) : last - position]
+        position += len(chunk)
+        if len(piece):
+            yield piece
+    yield from _zeros(last - max(first, position))
+
+
 class Audio:
     """One soundtrack. `samples` may be called as often as wanted, also at the same time: each call reads the file on its own."""
 
@@ -220,6 +240,35 @@ class Audio:
                 converter = converters.setdefault(other, AudioResampler("flt", "mono", self.info.rate))
                 mono = _fitted(_through(converter, mono, other), piece.stop)
             yield mono[piece.start : piece.stop]
+
+
+class _Part(Audio):
+    """A soundtrack from a whole second on, which is a whole number of samples at every rate. It is not counted: its duration is 0."""
+
+    def __init__(self, path: Path, begin: int) -> None:
+        self._path = path
+        self._origin = file_origin(path)
+        with opened(path) as container:
+            context = audio_stream(container, path).codec_context
+            self._jump = begin > 0 and container.format.name in TIMED
+            self.begin = begin if self._jump else 0
+            name = context.codec.canonical_name
+            if not context.sample_rate:
+                raise InputError(f"{path}: its sound ({name}) does not say its rate; the file is damaged")
+            self.info = AudioInfo(path, context.sample_rate, context.channels, context.layout.name, name, Fraction(0))
+
+    def pieces(self) -> Iterator[Piece]:
+        """From `begin` on."""
+        with opened(self._path) as container:
+            placer = Placer(self.info.rate, self.origin)
+            if self._jump:
+                placer.position = self.begin * self.info.rate
+                with suppress(av.error.FFmpegError, OSError):  # else it is read from its beginning
+                    container.seek(math.floor((self.origin + self.begin - _LEAD) * av.time_base), backward=True)
+            for frame in decoded(container, audio_stream(container, self._path), []):
+                piece = placer.place(frame, frame_time(frame), _at_rate(frame.samples, frame.sample_rate, self.info.rate))
+                if piece.silence or piece.stop > piece.start:
+                    yield piece
 
 
 def as_float(frame: AudioFrame) -> np.ndarray:

@@ -27,14 +27,15 @@ from av.video.stream import VideoStream
 
 from latentsync.errors import InputError
 from latentsync.media.audio import open_audio
+from latentsync.media.frame import Frame
 from latentsync.media.picture import Picture
-from latentsync.media.source import opened
+from latentsync.media.source import TIMED, opened
+from latentsync.media.timeline import resampled
 from latentsync.media.video import _TICKS, STILL_RATE, Video
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv"})
-# Containers whose packets carry the times of their frames, so that what is shown when is known without decoding.
-_TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 _FAR = 20  # seconds: a wanted frame further ahead is sought in the container instead of reading all packets up to it
+_KNOWN = 256  # stamps of packets read that are kept
 _CUT_OFF = Fraction(1, 2)  # seconds a file may end before it says so
 
 
@@ -93,6 +94,20 @@ def read_audio(path: str | os.PathLike[str]) -> np.ndarray:
         return np.concatenate([np.zeros(0, np.float32), *open_audio(Path(path), beside=Path(path)).samples()])
 
 
+def frames_between(path: str | os.PathLike[str], start: Fraction, end: Fraction | None, fps: Fraction | int) -> Iterator[Frame]:
+    """Frames at a constant rate from `start` up to `end` (None: the file's own), seconds from the first frame, decoded as they are asked for.
+
+    Frame k stands at k / fps, whatever `start` is, and is the source frame nearest to that time; its `index` is k. Decoding begins at the last
+    key frame before `start`, on one thread. Raises `InputError` naming the file where it cannot be read or is damaged.
+    """
+    rate = Fraction(fps)
+    first = math.ceil(start * rate)
+    with _plain_errors(path):
+        limit = Fraction(1 << 40) if end is None else end
+        for frame in resampled(_known(Path(path)).onward(first / rate), limit, rate, first=first):
+            yield Frame(round(frame.time * rate), frame.time, frame.duration, frame.picture)
+
+
 @contextmanager
 def _plain_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Whatever libav or the system says about a file becomes an `InputError` with its name."""
@@ -140,6 +155,45 @@ class _Clip(Video):
             raise ValueError(f"times are counted from the first frame; {float(order[0]):g} s is before it")
         shown = (self._skipping(order) or self._sequential(order)) if order else {}
         return [shown[time] for time in times]
+
+    def onward(self, start: Fraction) -> Iterator[Frame]:
+        """The frame shown at `start` and all after it, with their times from the first frame; `index` counts from 0 at the first one given."""
+        number, last = 0, Fraction(-1)
+        held: tuple[Fraction, VideoFrame] | None = None
+        length = Fraction(0)
+        for begin, length, frame in self._onward(start):  # noqa: B007 - the last one counts
+            if held is not None and begin > start:
+                yield Frame(number, held[0], begin - held[0], self._picture(held[1]))
+                number += 1
+            held, last = (begin, frame), begin
+        if held is not None and last + length > start:
+            yield Frame(number, held[0], length, self._picture(held[1]))
+
+    def _onward(self, start: Fraction) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+        """(begin, length, frame) from some frame not after `start` on; where the walk from a key frame fails, from the beginning."""
+        tick = self.info.time_base
+        given: Fraction | None = None
+        usual = 1 / (self.info.rate or STILL_RATE)
+        with opened(self._path) as container:
+            if container.format.name in TIMED and start > 0:
+                walk = _Walk(self, container, self._stream(container), self._start)
+                try:
+                    frame = walk.to(self._start + math.floor(start / tick))
+                    while frame is not None:
+                        assert frame.pts is not None
+                        given = (frame.pts - self._start) * tick
+                        yield given, frame.duration * tick if frame.duration else usual, frame
+                        frame = walk.following()
+                    if walk.done:
+                        return
+                except (av.error.FFmpegError, InputError):
+                    pass  # said by the walk from the beginning
+        clock, unit = self._clock(), tick / _TICKS
+        with opened(self._path) as container:
+            for frame in self._decoded(container, self._stream(container), []):
+                begin = clock.place(frame.pts if frame.pts is not None else frame.dts) * unit
+                if given is None or begin > given:
+                    yield begin, frame.duration * tick if frame.duration else clock.step * unit, frame
 
     def describe(self) -> ClipInfo:
         info = self.info
@@ -227,7 +281,7 @@ class _Clip(Video):
         raise AssertionError("the second pass returns")
 
     def _jump_to_end(self, container: InputContainer, video: VideoStream) -> bool:
-        if container.format.name not in _TIMED or self.info.duration is None:
+        if container.format.name not in TIMED or self.info.duration is None:
             return False
         try:
             container.seek(self._start + int(self.info.duration / self.info.time_base), stream=video, backward=True)
@@ -254,7 +308,7 @@ class _Clip(Video):
         """time -> picture, decoding only from key frames; None where that cannot be trusted."""
         shown: dict[Fraction, Picture] = {}
         with opened(self._path) as container:
-            if container.format.name not in _TIMED:
+            if container.format.name not in TIMED:
                 return None
             try:
                 walk = _Walk(self, container, self._stream(container), self._start)
@@ -311,7 +365,7 @@ class _Walk:
         self._stamps: list[int] = []  # of all frames whose packets were read, from the key frame at which decoding began
         self._read_to = start  # every frame up to this stamp has had its packet read
         self._end = start
-        self._ended = self._drained = False
+        self._ended = self._drained = self._lost = False
         self._key: int | None = None  # stamp at which decoding began, where packets were left out before it
         self._frame: VideoFrame | None = None
         self._last: int | None = None
@@ -364,25 +418,45 @@ class _Walk:
             self._read_to = max(self._read_to, packet.dts)
         return True
 
+    def following(self) -> VideoFrame | None:
+        """The next frame; None at the end (`done`), and where the stream cannot be walked further."""
+        if len(self._stamps) > _KNOWN:
+            self._stamps = [s for s in self._stamps if self._last is None or s >= self._last]
+        return self._frame if self._advance() else None
+
+    @property
+    def done(self) -> bool:
+        """Every frame up to the end was given."""
+        return self._drained and not self._ready and not self._lost
+
     def _decode(self, wanted: int) -> VideoFrame | None:
         while self._last is None or self._last < wanted:
+            if not self._advance():
+                return None
+        return self._frame if self._last == wanted else None
+
+    def _advance(self) -> bool:
+        """On to the next frame; False where there is none, or where what comes cannot be trusted."""
+        while True:
             if not self._ready:
                 if not self._ahead and not self._ended and not self._read(None):
-                    return None
+                    return False
                 if self._ahead:
                     self._ready.extend(self._clip._frames_of(self._ahead.popleft()))
                 elif self._ended:
                     if self._drained:
-                        return None
+                        return False
                     self._drained = True
                     self._ready.extend(self._stream.codec_context.decode(None))
                 continue
             frame = self._ready.popleft()
             if frame.pts is None or (self._last is not None and frame.pts <= self._last):
-                return None
+                self._lost = True
+                return False
             if self._key is not None and frame.pts < self._key:
                 continue
             if self._key is not None and self._last is None and (frame.pts != self._key or frame.pict_type != PictureType.I):
-                return None  # called a key frame, but it needs those before it (gradual refresh, or a careless muxer)
+                self._lost = True
+                return False  # called a key frame, but it needs those before it (gradual refresh, or a careless muxer)
             self._frame, self._last = frame, frame.pts
-        return self._frame if self._last == wanted else None
+            return True

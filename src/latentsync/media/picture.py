@@ -188,6 +188,19 @@ class Picture:
         return Picture(tuple(np.ascontiguousarray(p) for p in planes), layout, self.pixel_aspect)
 
 
+def square(picture: Picture) -> Picture:
+    """The picture with square pixels: rows or columns are added (cubic), none are lost."""
+    aspect, lay = picture.pixel_aspect, picture.layout
+    if aspect == 1:
+        return picture
+    width, height = (round(picture.width * aspect), picture.height) if aspect > 1 else (picture.width, round(picture.height / aspect))
+    planes = []
+    for i, plane in enumerate(picture.planes):
+        rows, columns = lay.shape(i, width, height)
+        planes.append(np.minimum(cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_CUBIC), lay.top).astype(lay.dtype, copy=False))
+    return Picture(tuple(planes), lay)
+
+
 def orient(picture: Picture, transpose: bool, flip_x: bool, flip_y: bool) -> Picture:
     """The picture transposed, then mirrored left-right and top-bottom: a permutation of samples.
 

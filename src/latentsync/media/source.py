@@ -16,6 +16,8 @@ from av.container import InputContainer
 from latentsync.errors import InputError
 
 STILL_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".apng", ".avif", ".heic", ".jxl", ".ppm", ".pgm", ".tga"}
+# Containers whose packets carry the times of their frames, so that what is shown when is known without decoding.
+TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 _READ_BYTES = 1 << 17
 
 # Titles in the wrong encoding are no reason to refuse a film. PyAV 19 knows no other way and has no word for it.

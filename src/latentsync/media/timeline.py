@@ -39,7 +39,7 @@ def timeline(
     keep = when_video_longer == "keep"
     if fps is None:
         return _limited(_endless(video, length, when_audio_longer), length, keep, video.info.rate or STILL_RATE)
-    return _resampled(_endless(video, length, when_audio_longer), length, keep, Fraction(fps))
+    return resampled(_endless(video, length, when_audio_longer), length, Fraction(fps), keep=keep)
 
 
 def timeline_length(
@@ -135,9 +135,12 @@ def _limited(frames: Iterator[Frame], length: Fraction, keep: bool, rate: Fracti
         del frame
 
 
-def _resampled(frames: Iterator[Frame], length: Fraction, keep: bool, fps: Fraction) -> Iterator[Frame]:
-    """The frame nearest to k / fps for k = 0, 1, ...; of two equally near the earlier."""
-    number = 0
+def resampled(frames: Iterator[Frame], length: Fraction, fps: Fraction, *, keep: bool = False, first: int = 0) -> Iterator[Frame]:
+    """The frame nearest to k / fps for k = first, first + 1, ... up to `length` seconds; of two equally near the earlier.
+
+    With `keep` source frames that begin after `length` go on. For a `first` other than 0, `frames` may begin with the one shown at first / fps.
+    """
+    number = first
     before: Frame | None = None
     highest = -1
     end = length
@@ -160,6 +163,6 @@ def _resampled(frames: Iterator[Frame], length: Fraction, keep: bool, fps: Fract
     if before is None:
         return
     end = min(end, before.time + before.duration)
-    while number / fps < end or not number:
+    while number / fps < end or not number:  # at least one frame
         yield Frame(before.index, number / fps, 1 / fps, before.picture)
         number += 1
