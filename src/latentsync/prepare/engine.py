@@ -1,7 +1,7 @@
 """From a folder of footage to a folder of clips: what is to be done, in which order, and what becomes of it.
 
 This process only decides and keeps the books; what takes time is done by the processes of a `Pool`, or by those of a Ray cluster. Everything that
-is finished lies in OUT/work under the content of the file it belongs to, so a run that was ended anyhow goes on where it was, and the books are
+is finished lies in OUT/.work under the content of the file it belongs to, so a run that was ended anyhow goes on where it was, and the books are
 written from nothing but those records: an interrupted run ends up with the same as one that never was.
 """
 
@@ -28,7 +28,7 @@ from latentsync.prepare.store import SCRATCH, Local, Store, is_remote, open_stor
 from latentsync.prepare.work import Job, Setting, Worked, clip_name, folder, read_record, span_name, write_record
 
 SETTINGS = "prepare.json"
-_MARKS = "work/contents.json"
+_MARKS = ".work/contents.json"
 _MARK_EVERY = 30.0  # seconds between two writings of the marks
 _AHEAD = 64  # files whose bytes are read before their turn comes
 _POLL = 0.5  # seconds: how soon a wish to stop is heard
@@ -105,7 +105,7 @@ def prepare(
     say: Say | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Make clips of the footage in `raw`, in `out`: clips/, manifest.jsonl, and work/, by which a later call goes on. `raw` is only read.
+    """Make clips of the footage in `raw`, in `out`: clips/, manifest.jsonl, and .work/, by which a later call goes on. `raw` is only read.
 
     raw: a folder, a list of files, or an address; out: a folder or an address. stop: asked often; True ends the run as soon as possible, and the
     same call goes on from there. Raises InputError without footage, OutputError where `out` cannot be written, UsageError where the two lie within
@@ -147,10 +147,10 @@ def _alone(store: Store) -> Any:
         raise UsageError(f"another `latentsync prepare` works in {store.place}; wait for it, or choose another folder")
 
     try:
-        (store.root / "work").mkdir(parents=True, exist_ok=True)
+        (store.root / ".work").mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OutputError(f"cannot write in {store.place}: {e.strerror or e}; choose another folder") from e
-    return _Lock(store.root / "work" / "run", taken)
+    return _Lock(store.root / ".work" / "run", taken)
 
 
 class _Lock:
@@ -331,7 +331,7 @@ class _Run:
         elif not worked.spent:
             self._idle[done.task.key] += 1
             if self._idle[done.task.key] > 2:
-                raise OutputError(f"what is kept of {file.item.name} in {self._store.place}/work vanishes; does another program clear it?")
+                raise OutputError(f"what is kept of {file.item.name} in {self._store.place}/.work vanishes; does another program clear it?")
             span = None  # its film may have to be made again
         if span is None:
             self._look(file)
@@ -468,7 +468,7 @@ class _Run:
     # Books
 
     def _sweep(self) -> None:
-        """Take clips away whose footage is no longer there. Their numbers stay in work/, should it come back."""
+        """Take clips away whose footage is no longer there. Their numbers stay in .work/, should it come back."""
         known = {digest[:16] for digest in self._first}
         for name in self._store.names(manifest.CLIPS):
             if name not in known:

@@ -109,7 +109,7 @@ def _steps(way: flow.Way) -> dict[str, Row]:
     return rows
 
 
-_PATHS = {"path", "matrices", "landmarks"}  # of the results: where files lie within work/ helps nobody
+_PATHS = {"path", "matrices", "landmarks"}  # of the results: where files lie within .work/ helps nobody
 
 
 def _short(value: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from latentsync.errors import InputError, OutputError, UsageError
 
-SCRATCH = "work/scratch"
+SCRATCH = ".work/scratch"
 # Here an object is put in place as a whole; elsewhere a scratch name and a rename do that.
 _WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory"}
 

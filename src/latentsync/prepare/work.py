@@ -60,7 +60,7 @@ class Worked(NamedTuple):
 
 def folder(digest: str) -> str:
     """Where everything about one content lies."""
-    return f"work/{digest[:2]}/{digest}"
+    return f".work/{digest[:2]}/{digest}"
 
 
 def span_name(span: Span) -> str:
