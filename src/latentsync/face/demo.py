@@ -15,7 +15,7 @@ import torch
 
 from latentsync.face.face_net import CELL, COARSEST, FaceNet, fused, load_face_net
 from latentsync.face.mesh import Region, cut_out, region_around, region_of_box, to_region
-from latentsync.face.points import FIVE
+from latentsync.face.points import FIVE, MIRROR
 from latentsync.face.protocols import Face, FaceBox, PictureLike, iou
 
 MIN_SCORE = 0.4  # of the finder
@@ -103,12 +103,14 @@ class DemoBackend:
         seen = cut_out(picture, region, self._crop)
         if seen is None:
             return None
-        placed, presence = self._net.pointer(as_input(seen))
-        score = float(presence.sigmoid())
+        placed, presence = self._net.pointer(as_input(np.stack([seen, seen[:, ::-1]])))
+        score = float(presence.sigmoid().mean())
         if score < min_presence:
             return None
+        plain, mirrored = placed.double().numpy()
+        middle = (plain + (mirrored * [-1, 1] + [self._crop - 1, 0])[MIRROR]) / 2  # two views err less than one
         matrix = to_region(region, float(picture.pixel_aspect), self._crop)
-        points = ((placed[0].double().numpy() - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T).astype(np.float32)
+        points = ((middle - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T).astype(np.float32)
         (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         return Face((x0, y0, x1, y1), score, points, yaw_of_points(points, float(picture.pixel_aspect)))
 

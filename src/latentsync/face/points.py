@@ -53,6 +53,17 @@ OUTLINE: dict[int, tuple[int, ...]] = {
     ),
 }
 
+# Which of 68 landmarks stands where this one stood, once the picture is seen in a mirror.
+MIRROR = np.array(
+    [
+        *range(16, -1, -1),
+        *range(26, 16, -1),
+        *(27, 28, 29, 30, 35, 34, 33, 32, 31),
+        *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
+        *(54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65),
+    ]
+)
+
 # Pairs on the inner edges of the upper and the lower lip.
 LIPS: dict[int, tuple[tuple[int, int], ...]] = {
     68: ((61, 67), (62, 66), (63, 65)),

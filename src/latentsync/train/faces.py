@@ -21,22 +21,13 @@ import numpy as np
 from latentsync.errors import InputError, OutputError
 from latentsync.face.demo import region_of_points
 from latentsync.face.mesh import Region, to_region
+from latentsync.face.points import MIRROR
 from latentsync.media.clip import read_frames
 from latentsync.train.cache import content_digest
 from latentsync.train.truth import read_truth
 
 STORED = 256  # side of the frames that are kept, pixels
 CROP_EDGE = 0.5  # the corpus' landmarks count from the picture's edge
-
-MIRROR = np.array(
-    [
-        *range(16, -1, -1),
-        *range(26, 16, -1),
-        *(27, 28, 29, 30, 35, 34, 33, 32, 31),
-        *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
-        *(54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65),
-    ]
-)  # which landmark of a face is where this one is in its mirror image
 
 
 class Frames:
