@@ -67,6 +67,8 @@ def commands() -> dict[tuple[str, ...], set[str]]:
         found[words] = {o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("-")} | {"--help"}  # type: ignore[attr-defined]
         for name, inner in getattr(command, "commands", {}).items():
             visit(inner, (*words, name))
+        if hasattr(command, "default_command"):  # its options may follow the group's name
+            found[words] |= found[(*words, command.default_command)]
 
     visit(typer.main.get_command(cli.app), ())
     return found

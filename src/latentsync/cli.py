@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latentsync import __version__, cli_train
+from latentsync import __version__, cli_prepare, cli_train
 from latentsync import options as opt
 from latentsync.errors import LatentSyncError
 
@@ -34,7 +34,7 @@ app = typer.Typer(
 models_app = typer.Typer(help="Find, download and look into models.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models_app, name="models")
 app.add_typer(cli_train.train_app, name="train")
-app.add_typer(cli_train.prepare_app, name="prepare")
+app.add_typer(cli_prepare.prepare_app, name="prepare")
 
 
 def _either(values: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The commands that train and prepare: parse, call, show, print. As in `cli`, no work happens here and nothing heavy is imported early."""
+"""The commands that train: parse, call, show, print. As in `cli`, no work happens here and nothing heavy is imported early."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from latentsync.train.loop import Outcome
 
 train_app = typer.Typer(help="Train the networks, and look into data and checkpoints.", no_args_is_help=True, rich_markup_mode=None)
-prepare_app = typer.Typer(help="Make training clips of footage.", no_args_is_help=True, rich_markup_mode=None)
 
 NEEDED = ("accelerate", "matplotlib", "peft", "tensorboard")
 STOPPED = 130  # exit code: asked to stop, and did so with a checkpoint
@@ -154,22 +153,6 @@ def train_export(
 
     export(checkpoint, out, ema=ema, home=home)
     typer.echo(f"{out}: {gigabytes(out.stat().st_size)}")
-
-
-@prepare_app.command("list")
-def prepare_list(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Folders of clips, searched through with all that is in them.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="LIST", help="The list to write, one file a line.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace LIST if it exists.")] = False,
-) -> None:
-    """Write a list of the clips in folders.
-
-    data.train and data.validation take it. Paths are relative to the list, so that both can be moved together.
-    """
-    from latentsync.prepare.listing import write_list
-
-    count = write_list(folders, out, overwrite=overwrite)
-    typer.echo(f"{out}: {count} clips")
 
 
 def _train(kind: Kind, config: str, values: list[str] | None, home: Path | None, as_json: bool) -> None:

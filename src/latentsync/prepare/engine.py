@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from latentsync.errors import OutputError, UsageError, WeightsError
 from latentsync.hub import locked
-from latentsync.prepare import flow, manifest
+from latentsync.prepare import flow, manifest, report
 from latentsync.prepare.config import PrepareConfig, Running, thresholds
 from latentsync.prepare.pool import Done, Failure, Pool, Task
 from latentsync.prepare.raw import Item, find
@@ -77,6 +77,7 @@ class Outcome:
     progress: Progress
     stopped: bool = False
     notes: list[str] = field(default_factory=list)
+    tally: report.Tally | None = None  # of the manifest; None where the run was stopped
 
 
 class Crew(Protocol):
@@ -115,6 +116,8 @@ def prepare(
     raw, out = os.fspath(raw), os.fspath(out)
     _apart(raw, out)
     items, unseen = find(raw)
+    if running.steps == Running.steps:
+        preflight(config, running)
     store = open_store(out)
     with ExitStack() as stack:
         stack.enter_context(_alone(store))
@@ -123,7 +126,29 @@ def prepare(
         store.write(SETTINGS, (json.dumps(settings, indent=1) + "\n").encode("utf-8", "backslashreplace"))
         crew = _crew(store, config, running, say or (lambda _: None))
         stack.callback(crew.close)
-        return _Run(items, unseen, store, config, running, crew, progress, say or (lambda _: None), stop).go()
+        outcome = _Run(items, unseen, store, config, running, crew, progress, say or (lambda _: None), stop).go()
+        crew.close()
+        if not outcome.stopped:
+            outcome.tally = report.write(store)
+        return outcome
+
+
+def preflight(config: PrepareConfig, running: Running) -> None:
+    """Raise what would stop the first clip after hours of work: weights and face finders that are not here, a device that is not there."""
+    from latentsync import device
+    from latentsync.metrics import quality, sync
+    from latentsync.prepare.steps import faces
+
+    if not running.cluster:  # other machines have other devices
+        for name in running.devices:
+            device.choose(name, "fp32")
+    home = running.home or None
+    if config.does("faces") or (config.does("sync") and not config.does("align")):
+        faces.finder(config.face_backend, home)
+    if config.does("sync"):
+        sync.load_syncnet_v2(home) if config.sync_model == "syncnet" else sync.load_demo_judge()
+    if config.does("quality") and config.quality_model == "hyperiqa":
+        quality.load_hyperiqa(home)
 
 
 def _apart(raw: str, out: str) -> None:

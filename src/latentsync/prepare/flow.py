@@ -22,6 +22,7 @@ from latentsync.errors import InputError
 from latentsync.prepare.config import CLIP_STEPS, PrepareConfig
 from latentsync.prepare.records import Decision, Span, from_plain
 
+SYNC_FPS = 25  # frames a second in which every SyncNet counts offsets
 STILL_OFF = 1  # frames: what SyncNet itself can be wrong by
 Entry = dict[str, Any]  # of a record: step, result or error, seconds
 Record = dict[str, Entry]  # by key
@@ -40,6 +41,7 @@ class Given:
     tools: Any  # networks and the like of the process: `tools(name, make)` makes each once
     device: str
     home: str
+    package: str  # of the steps
 
     @property
     def clip(self) -> Path:
@@ -73,9 +75,28 @@ def _stay(module: ModuleType, result: Any, config: PrepareConfig) -> Decision:
     return Decision(True, "")
 
 
+def _finder(g: Given) -> Any:
+    """The face finder of the process."""
+    make = TABLE["faces"].load(g.package).finder
+    return g.tools(("faces", g.config.face_backend), lambda: make(g.config.face_backend, home=g.home or None))
+
+
+def _device(g: Given) -> str:
+    """The device of the process, by its name."""
+    if g.device != "auto":
+        return g.device
+
+    def choose() -> str:
+        from latentsync.device import choose
+
+        return str(choose().device)
+
+    name: str = g.tools("device", choose)
+    return name
+
+
 def _measure_faces(m: ModuleType, g: Given) -> Any:
-    backend = g.tools(("faces", g.config.face_backend), lambda: m.finder(g.config.face_backend, home=Path(g.home) if g.home else None))
-    return m.measure(g.media, g.span, g.folder / "faces.npz", backend=backend, fps=g.config.fps)
+    return m.measure(g.media, g.span, g.folder / "faces.npz", backend=_finder(g), fps=g.config.fps)
 
 
 @dataclass(frozen=True)
@@ -88,21 +109,23 @@ class Shifted:
     offset: int
 
 
-def _measure_sync(m: ModuleType, g: Given) -> Any:
-    return m.measure(g.clip, model=g.config.sync_model, device=g.device, home=g.home or None)
+def _synced(m: ModuleType, g: Given, clip: Path) -> Any:
+    """Sync of a clip; where its face is, align has written, else it is to be found."""
+    aligned = g.results.get("align")
+    where = {"backend": _finder(g)} if aligned is None else {"points": aligned.matrices}
+    return m.measure(clip, model=g.config.sync_model, device=_device(g), home=g.home or None, **where)
 
 
 def _decide_sync(m: ModuleType, r: Any, c: PrepareConfig) -> Decision:
-    given = {} if c.min_sync is None else {"min_sync": c.min_sync}
-    decision: Decision = m.decide(r, max_offset=c.max_offset, **given)
+    decision: Decision = m.decide(r, min_sync=c.min_sync, max_offset=c.max_offset)
     return decision
 
 
 def _measure_shift(m: ModuleType, g: Given) -> Shifted:
     target = g.folder / "clip.mp4"
     frames = g.results["sync"].offset
-    m.shift(g.clip, target, frames, fps=g.config.fps)
-    again = m.measure(target, model=g.config.sync_model, device=g.device, home=g.home or None)
+    m.shift(g.clip, target, frames, fps=SYNC_FPS)
+    again = _synced(m, g, target)
     return Shifted(target, frames, again.confidence, again.offset)
 
 
@@ -110,16 +133,6 @@ def _decide_shift(m: ModuleType, r: Any, c: PrepareConfig) -> Decision:
     if abs(r.offset) > STILL_OFF:
         return Decision(False, f"still off by {r.offset} frames after its sound was shifted by {r.frames}")
     return Decision(True, f"sound shifted by {r.frames} frames, now off by {r.offset}")
-
-
-def _measure_quality(m: ModuleType, g: Given) -> Any:
-    return m.measure(g.clip, model=g.config.quality_model, device=g.device, home=g.home or None)
-
-
-def _decide_quality(m: ModuleType, r: Any, c: PrepareConfig) -> Decision:
-    given = {} if c.min_quality is None else {"least": c.min_quality}
-    decision: Decision = m.decide(r, **given)
-    return decision
 
 
 def _seen(config: PrepareConfig) -> dict[str, Any]:
@@ -170,9 +183,17 @@ TABLE: dict[str, Step] = {
             _stay,
         ),
         Step("cut", "cut", "Cut", ("resample",), _seen, lambda m, g: m.measure(g.media, g.span, g.folder / "clip.mp4", fps=g.config.fps), _stay),
-        Step("sync", "sync", "Synced", ("align", "cut"), lambda c: {"model": c.sync_model}, _measure_sync, _decide_sync),
-        Step("shift", "sync", Shifted, ("sync",), _seen, _measure_shift, _decide_shift),
-        Step("quality", "quality", "Quality", ("align", "cut"), lambda c: {"model": c.quality_model}, _measure_quality, _decide_quality),
+        Step("sync", "sync", "Synced", ("align", "cut"), lambda c: {"model": c.sync_model}, lambda m, g: _synced(m, g, g.clip), _decide_sync),
+        Step("shift", "sync", Shifted, ("sync",), lambda c: {}, _measure_shift, _decide_shift),
+        Step(
+            "quality",
+            "quality",
+            "Quality",
+            ("align", "cut"),
+            lambda c: {"model": c.quality_model},
+            lambda m, g: m.measure(g.clip, model=g.config.quality_model, device=_device(g), home=g.home or None),
+            lambda m, r, c: m.decide(r, least=c.min_quality),
+        ),
     )
 }
 

@@ -53,7 +53,7 @@ def text(row: Row) -> str:
     if "file" in row:
         lines.append(f"  file      {row['file']}")
     for step, about in row["steps"].items():
-        numbers = ", ".join(f"{k} {_said(v)}" for k, v in about.items() if k not in ("keep", "reason", "seconds"))
+        numbers = ", ".join(f"{k} {said(v)}" for k, v in about.items() if k not in ("keep", "reason", "seconds"))
         mark = "ok" if about["keep"] else "DROP"
         lines.append(f"  {step:<9} {mark:<5} {about['seconds']:.2f} s  {numbers}" + (f"  ({about['reason']})" if about["reason"] else ""))
     if "versions" in row:
@@ -61,7 +61,8 @@ def text(row: Row) -> str:
     return "\n".join(lines)
 
 
-def _said(value: Any) -> str:
+def said(value: Any) -> str:
+    """A value of a result as people read it."""
     if isinstance(value, str) and "/" in value:
         try:
             return f"{float(Fraction(value)):.3f}".rstrip("0").rstrip(".")
@@ -70,7 +71,7 @@ def _said(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_said, value)) + "]"
+        return "[" + ", ".join(map(said, value)) + "]"
     if isinstance(value, dict):
-        return "(" + ", ".join(f"{k} {_said(v)}" for k, v in value.items()) + ")"
+        return "(" + ", ".join(f"{k} {said(v)}" for k, v in value.items()) + ")"
     return str(value)

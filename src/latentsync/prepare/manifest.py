@@ -64,7 +64,10 @@ def clip_row(item: Item, digest: str, span: Span, source: flow.Way, way: flow.Wa
     row = {"kind": "clip", "name": clip_name(digest, span), "source": item.name, "content": digest, **_span(span), **_end(whole)}
     if row["keep"]:
         row["file"] = clip_file(digest, span)
-    return row | {"steps": _steps(whole), "versions": versions(whole, package)}
+    steps = _steps(source)
+    if config.does("segments"):
+        steps["segments"] = {"keep": True, "reason": f"{span.seconds:.2f} s", "seconds": 0.0}
+    return row | {"steps": steps | _steps(way), "versions": versions(whole, package)}
 
 
 def left_row(item: Item, digest: str, span: Span, config: PrepareConfig) -> Row:

@@ -159,7 +159,9 @@ class Worker:
         with self._store.scratch() as scratch:
             span = job.span or Span(Fraction(0), Fraction(0))
             media = path if resampled is None else resampled.path
-            given = flow.Given(self._config, path, media, span, way.results, scratch, self._tool, self._device, self._running.home)
+            given = flow.Given(
+                self._config, path, media, span, way.results, scratch, self._tool, self._device, self._running.home, self._running.steps
+            )
             try:
                 result = step.measure(step.load(self._running.steps), given)
             except (InputError, NoFaceError) as e:

@@ -22,5 +22,6 @@ def measure(path: Path, *, model: str, device: str, home: str | None) -> Quality
     return Quality(score, (score, score, score), model)
 
 
-def decide(quality: Quality, *, least: float = 40.0) -> Decision:
+def decide(quality: Quality, *, least: float | None) -> Decision:
+    least = 40.0 if least is None else least
     return Decision(quality.score >= least, "" if quality.score >= least else f"quality {quality.score:.1f} is below {least:g}")

@@ -17,7 +17,7 @@ class Synced:
     model: str
 
 
-def measure(path: Path, *, model: str, device: str, home: str | None) -> Synced:
+def measure(path: Path, *, model: str, device: str, home: str | None, points: Path | None = None, backend: str = "") -> Synced:
     told = about(path, "sync", told_span(path))
     return Synced(told.get("confidence", 7.0), told.get("offset", 0), model)
 
@@ -26,7 +26,8 @@ def told_span(path: Path) -> str:
     return str(film(path)["span"][0])
 
 
-def decide(synced: Synced, *, min_sync: float = 3.0, max_offset: int = 6) -> Decision:
+def decide(synced: Synced, *, min_sync: float | None, max_offset: int) -> Decision:
+    min_sync = 3.0 if min_sync is None else min_sync
     if synced.confidence < min_sync:
         return Decision(False, f"confidence {synced.confidence:.2f} is below {min_sync:g}")
     return Decision(abs(synced.offset) <= max_offset, f"off by {synced.offset} frames")
