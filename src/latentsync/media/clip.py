@@ -36,6 +36,7 @@ from latentsync.media.video import _TICKS, STILL_RATE, Video
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv"})
 _FAR = 20  # seconds: a wanted frame further ahead is sought in the container instead of reading all packets up to it
 _KNOWN = 256  # stamps of packets read that are kept
+_CUT = "the file is cut off there"
 _CUT_OFF = Fraction(1, 2)  # seconds a file may end before it says so
 
 
@@ -233,12 +234,12 @@ class _Clip(Video):
         except av.error.EOFError:
             return []
         except av.error.FFmpegError as e:
-            raise self._damaged(packet.pts, e.strerror or str(e)) from e
+            raise self._damaged(packet.pts, _CUT if packet.is_corrupt else e.strerror or str(e)) from e
         for frame in frames:
             if frame.is_corrupt:
                 raise self._damaged(frame.pts, "the decoder calls it corrupt")
         if packet.is_corrupt:
-            raise self._damaged(packet.pts, "the file is cut off there")
+            raise self._damaged(packet.pts, _CUT)
         return frames
 
     def _damaged(self, stamp: int | None, why: str) -> InputError:
