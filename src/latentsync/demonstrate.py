@@ -18,8 +18,6 @@ import cv2
 import numpy as np
 import torch
 
-from latentsync import config as configs
-from latentsync.config import SyncNetConfig
 from latentsync.errors import InputError, NoFaceError, OutputError
 from latentsync.face.align import alignment, crop
 from latentsync.face.track import Tracker
@@ -27,16 +25,16 @@ from latentsync.media.audio import Audio, open_audio
 from latentsync.media.clip_writer import write_clip
 from latentsync.media.timeline import timeline
 from latentsync.media.video import open_video
-from latentsync.models.load import load_state, read_state
-from latentsync.models.syncnet import SyncNet
 from latentsync.options import Options
 from latentsync.pipeline import LipSync, Progress, Result
-from latentsync.score import SyncScore, sync_score
+from latentsync.score import SyncScore, load_judge, sync_score
 from latentsync.speech.sync_mel import sync_mel
 from latentsync.weights import shipped
 
 if TYPE_CHECKING:
+    from latentsync.config import SyncNetConfig
     from latentsync.media.frame import Frame
+    from latentsync.models.syncnet import SyncNet
 
 SAMPLE = "sample.mp4"
 SPEECH = ("speech.m4a", "speech.flac", "speech.wav")
@@ -149,18 +147,6 @@ def demonstrate(
 def _score(config: SyncNetConfig, judge: SyncNet, faces: list[np.ndarray], mel: torch.Tensor) -> SyncScore | None:
     pixels = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return sync_score(judge, config, pixels, mel)
-
-
-def load_judge() -> tuple[SyncNetConfig, SyncNet]:
-    """The shipped SyncNet, float32 on the CPU. Raises WeightsError where it is not there."""
-    path = shipped.file(shipped.JUDGE)
-    if path is None:
-        raise shipped.absent([shipped.JUDGE])
-    description = path.with_name(shipped.DESCRIPTIONS[shipped.JUDGE])
-    config = configs.parse_as(SyncNetConfig, description.read_text(encoding="utf-8"), str(description))
-    with torch.device("meta"):
-        net = SyncNet(config)
-    return config, load_state(net, read_state(path), "the shipped SyncNet").float().eval()
 
 
 def _samples() -> tuple[Path, Path]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latentsync.models.syncnet import visual_input
+from latentsync import config as configs
+from latentsync.config import SyncNetConfig
+from latentsync.models.load import load_state, read_state
+from latentsync.models.syncnet import SyncNet, visual_input
 from latentsync.speech.sync_mel import mel_start
-
-if TYPE_CHECKING:
-    from latentsync.config import SyncNetConfig
-    from latentsync.models.syncnet import SyncNet
+from latentsync.weights import shipped
 
 LAGS = range(-10, 11)  # frames that the sound is shifted: 0.4 s each way, twice what viewers notice
 SCORED_AT_ONCE = 8  # windows through SyncNet together
@@ -66,3 +66,15 @@ def agreement(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor, 
         vision.append(v.float().cpu())
         audio.append(a.float().cpu())
     return torch.cat(vision) @ torch.cat(audio).T
+
+
+def load_judge() -> tuple[SyncNetConfig, SyncNet]:
+    """The shipped SyncNet, float32 on the CPU. Raises WeightsError where it is not there."""
+    path = shipped.file(shipped.JUDGE)
+    if path is None:
+        raise shipped.absent([shipped.JUDGE])
+    description = path.with_name(shipped.DESCRIPTIONS[shipped.JUDGE])
+    config = configs.parse_as(SyncNetConfig, description.read_text(encoding="utf-8"), str(description))
+    with torch.device("meta"):
+        net = SyncNet(config)
+    return config, load_state(net, read_state(path), "the shipped SyncNet").float().eval()
