@@ -115,8 +115,10 @@ class Local:
                 scratch.unlink(missing_ok=True)
 
     def put(self, file: Path, name: str) -> None:
-        """See Store."""
+        """See Store. It is on the disk before it has its name; records, which come after it, need not be: a torn one counts as none."""
         with _plain(self.place):
+            with open(file, "rb+") as f:
+                os.fsync(f.fileno())
             self._replace(file, name)
 
     def get(self, name: str) -> Path:
@@ -181,8 +183,6 @@ class Local:
 
     def _replace(self, file: Path, name: str) -> None:
         target = self.root / name
-        with open(file, "rb+") as f:  # on the disk before it has its name: a crash of the machine leaves no empty file behind
-            os.fsync(f.fileno())
         for _ in range(3):  # the folder may be swept away meanwhile
             target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
