@@ -33,7 +33,7 @@ MODELS = ("syncnet", "demo")
 MIN_SYNC = {"syncnet": 3.0, "demo": 0.1}  # the published threshold; and the same on the scale of the package's own SyncNet
 MAX_OFFSET = 6  # frames; more than that is a fault of another kind
 # Lossless sound, so that moving it changes no sample. QuickTime has no FLAC.
-LOSSLESS = {".mp4": ("mp4", "flac"), ".m4v": ("mp4", "flac"), ".mkv": ("matroska", "flac"), ".mov": ("mov", "alac"), ".avi": ("avi", "pcm_s16le")}
+LOSSLESS = {".mp4": ("mp4", "flac"), ".m4v": ("mp4", "flac"), ".mkv": ("matroska", "flac"), ".mov": ("mov", "alac")}
 _BLOCK = 4096  # samples
 
 
@@ -102,9 +102,7 @@ def decide(synced: Synced, *, min_sync: float | None = None, max_offset: int = M
     """Keep what is in sync, or can be brought there by moving the sound. min_sync None is the model's own threshold, `MIN_SYNC`."""
     least = MIN_SYNC[synced.model] if min_sync is None else min_sync
     if synced.confidence < least:
-        return Decision(
-            False, f"lips and sound do not go together: sync confidence {synced.confidence:.2f} ({synced.model}), at least {least:g} is asked"
-        )
+        return Decision(False, f"lips and sound do not go together: sync confidence {synced.confidence:.2f} ({synced.model}), less than {least:g}")
     if abs(synced.offset) > max_offset:
         way = "early" if synced.offset > 0 else "late"
         return Decision(False, f"the sound is {abs(synced.offset)} frames {way}, more than the {max_offset} that are repaired")
@@ -153,6 +151,8 @@ def _remux(path: Path, scratch: Path, sound: Audio, by: int) -> None:
         track.time_base = pictures[0].time_base
         voice: Any = out.add_stream(codec, rate=rate, layout=sound.info.layout)
         voice.time_base = Fraction(1, rate)
+        if codec == "alac":
+            voice.format = "s16p"  # it would take 32 bits
         encoded = _Encoder(voice, _moved(sound, by), round(sound.origin * rate))
         for packet in source.demux(pictures[0]):
             if not packet.size:
