@@ -1,0 +1,112 @@
+"""Results into JSON and back; rows that survive any name; places that are read and written whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from latentsync.errors import InputError, UsageError
+from latentsync.prepare import manifest
+from latentsync.prepare.engine import prepare
+from latentsync.prepare.records import Span, from_plain, to_plain
+from latentsync.prepare.store import Local, Remote, is_remote, open_store
+from latentsync.prepare.work import clip_name, read_record, write_record
+from tests.prepare.films import config, film, result, running
+
+
+@dataclass(frozen=True)
+class Inner:
+    yaw: float | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Result:
+    spans: tuple[Span, ...]
+    inner: tuple[Inner, ...]
+    path: Path
+    rate: Fraction
+    good: bool
+    pair: tuple[int, str]
+
+
+def test_results_come_back_as_they_were() -> None:
+    whole = Result(
+        (Span(Fraction(0), Fraction(10, 3)),), (Inner(None, "ä"), Inner(float("inf"), "")), Path("a b/c.mp4"), Fraction(30000, 1001), True, (3, "x")
+    )
+    plain = to_plain(whole)
+    assert plain["spans"] == [["0", "10/3"]]
+    assert from_plain(Result, plain) == whole
+    moved = to_plain(whole, lambda p: f"@{p.name}")
+    assert moved["path"] == "@c.mp4"
+    assert from_plain(Result, moved, lambda text: Path("new", text[1:])).path == Path("new/c.mp4")
+    with pytest.raises(InputError, match="a record of Result cannot be read"):
+        from_plain(Result, plain | {"more": 1})
+    with pytest.raises(TypeError, match="set"):
+        to_plain({1, 2})
+
+
+def test_a_row_survives_any_name(tmp_path: Path) -> None:
+    names = ["a 'b' \"c\".mp4", "ü\u2028.mp4", b"\xff\xfe.mp4".decode("utf-8", "surrogateescape"), "line\nbreak.mp4"]
+    store = Local(tmp_path)
+    manifest.write(store, (manifest.line(manifest.unread_row(name, "why")) for name in names))
+    assert [row["source"] for row in manifest.read(store)] == names
+
+
+def test_a_damaged_record_counts_as_none(tmp_path: Path) -> None:
+    store = Local(tmp_path)
+    span = Span(Fraction(1), Fraction(2))
+    write_record(store, "ab" * 16, span, {"k": {"step": "x"}})
+    assert read_record(store, "ab" * 16, span) == {"k": {"step": "x"}}
+    path = next(tmp_path.rglob("*.json"))
+    for torn in (b"", path.read_bytes()[:-3], b"[1]", b"\xff"):
+        path.write_bytes(torn)
+        assert read_record(store, "ab" * 16, span) == {}
+    assert clip_name("0123456789abcdef" * 2, span) == "0123456789abcdef-00001000-00002000"
+
+
+def test_addresses_are_told_from_folders() -> None:
+    assert [is_remote(p) for p in ("s3://b/c", "file:///x", "memory://a")] == [True] * 3
+    assert [is_remote(p) for p in ("a/b", "C:\\x", "c://x", "a b://c", "")] == [False] * 5
+    with pytest.raises(UsageError, match="cannot be reached"):
+        open_store("nosuchthing://a")
+
+
+def test_a_far_store_keeps_and_gives_back(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    store = open_store(f"memory://{tmp_path.name}/out")
+    assert isinstance(store, Remote)
+    store.write("a/b.json", b"1")
+    assert store.read("a/b.json") == b"1"
+    assert store.read("a/c.json") is None
+    with store.scratch() as scratch:
+        (scratch / "x").write_bytes(b"film")
+        store.put(scratch / "x", "w/film.mp4")
+    store.link("w/film.mp4", "clips/1.mp4")
+    store.forget()
+    assert store.get("clips/1.mp4").read_bytes() == b"film"
+    assert store.names("clips") == ["1.mp4"]
+    assert store.names("nothing") == []
+    assert store.has("w/film.mp4")
+    store.remove("w/film.mp4")
+    assert not store.has("w/film.mp4")
+    with pytest.raises(InputError, match="cannot fetch"):
+        store.get("w/film.mp4")
+    store.forget()
+
+
+def test_addresses_give_what_folders_give(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    log = tmp_path / "log"
+    for i in range(2):
+        film(tmp_path / "raw" / f"{i}.mp4", log, name=f"{i}", fps=25 + i % 2, offset=i, quality=39.0 + i)
+    prepare(tmp_path / "raw", tmp_path / "near", config(), running(1))
+    prepare(f"file://{tmp_path}/raw", f"file://{tmp_path}/far", config(), running(1))
+    assert result(tmp_path / "far") == result(tmp_path / "near")
+    begun = len(log.read_text().splitlines())
+    prepare(f"file://{tmp_path}/raw", f"file://{tmp_path}/far", config(), running(1))
+    assert len(log.read_text().splitlines()) == begun
+    assert not list((tmp_path / "far" / ".work" / "scratch").glob("*"))
