@@ -24,7 +24,7 @@ from latentsync.prepare.steps.faces import Faces
 from latentsync.train.clips import ClipSet
 from tests.prepare.footage import NAMES, make, noise
 
-FIRST, FRAMES = 3, 18
+FIRST, FRAMES = 3, 12
 SPAN = Span(Fraction(FIRST, 25), Fraction(FIRST + FRAMES, 25))
 
 
@@ -39,7 +39,7 @@ class Footage(NamedTuple):
 @pytest.fixture(scope="module")
 def footage(tmp_path_factory: pytest.TempPathFactory, head: Callable[..., np.ndarray], finder: FaceBackend) -> Footage:
     folder = tmp_path_factory.mktemp("footage")
-    path = make(folder / NAMES[0], 24, picture=head, sound=noise(0.96), sound_codec="flac")
+    path = make(folder / NAMES[0], 18, picture=head, sound=noise(0.96), sound_codec="flac")
     found = faces.measure(path, SPAN, folder / "faces.npz", backend=finder)
     made = align.measure(path, SPAN, found, folder / NAMES[1])
     assert (made.path, made.matrices, made.frames) == (folder / NAMES[1], (folder / NAMES[1]).with_suffix(".npz"), FRAMES)
@@ -113,7 +113,7 @@ def test_the_frame_stays_whole(footage: Footage, tmp_path: Path) -> None:
 
 def test_pixels_that_are_not_square(footage: Footage, tmp_path: Path, head: Callable[..., np.ndarray]) -> None:
     """Squeezed to half its width, the face comes out as wide as it was; with the whole frame, the frame does."""
-    path = make(tmp_path / "a.mp4", 24, picture=lambda k: head(k)[:, ::2], aspect=Fraction(2), crf=4, sound=noise(0.96))
+    path = make(tmp_path / "a.mp4", 18, picture=lambda k: head(k)[:, ::2], aspect=Fraction(2), crf=4, sound=noise(0.96))
     with np.load(footage.faces.landmarks) as file:  # type: ignore[arg-type]
         landmarks, present = file["landmarks"], file["present"]
     np.savez(tmp_path / "faces.npz", landmarks=(landmarks + 0.5) / [2, 1] - 0.5, present=present)
