@@ -119,3 +119,16 @@ def test_rotation_and_one_frame(tmp_path: Path) -> None:
     found = check.measure(make(tmp_path / "portrait.mp4", 1, rotation=90, sound=noise(0.1)))
     assert (found.problem, found.width, found.height, found.frames) == ("", 48, 64, 1)
     assert found.duration == Fraction(1, 25)
+
+
+def test_nothing_raises_whatever_the_bytes(whole: Path, tmp_path: Path) -> None:
+    content = whole.read_bytes()
+    draw = np.random.default_rng(0)
+    problems = set()
+    for count in (1, 2, 4, 8, 16, 32) * 4:
+        changed = bytearray(content)
+        for at in draw.integers(0, 3000, count):
+            changed[at] = draw.integers(0, 256)
+        (tmp_path / "a.mp4").write_bytes(changed)
+        problems.add(check.measure(tmp_path / "a.mp4").problem)
+    assert len(problems) > 3

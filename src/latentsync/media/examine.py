@@ -48,6 +48,8 @@ def examine(path: str | os.PathLike[str]) -> Examined:
         if text.startswith(f"cannot read {name}: "):
             text = f"cannot be read: {text.removeprefix(f'cannot read {name}: ')}"
         seen.problem = text.removeprefix(f"{name} ").removeprefix(f"{name}: ")
+    except (ValueError, ArithmeticError, LookupError, MemoryError) as e:  # sizes, rates or times that make no sense
+        seen.problem = f"its values make no sense, so it is damaged ({type(e).__name__}: {e})"
     return seen
 
 
