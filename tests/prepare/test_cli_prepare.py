@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from latentsync.cli import app
 from latentsync.errors import InputError, LatentSyncError, OutputError, UsageError
+from latentsync.media.clip import probe
 from latentsync.prepare.config import Running
 from latentsync.prepare.engine import prepare
 from latentsync.train.clips import video_files
@@ -160,6 +161,18 @@ def test_steps_run_alone(run: Run, clip: Path, tmp_path: Path) -> None:
     graded = run("quality", clip, "--quality-model", "sharpness", "--min-quality", 1000, "--device", "cpu")
     assert graded.exit_code == 1
     assert "drop: quality" in graded.stdout
+
+
+def test_the_real_steps_make_a_clip(run: Run, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / clip.name).write_bytes(clip.read_bytes())
+    words = ("--skip", "scenes,faces,align,sync", "--quality-model", "sharpness", "--least", 1, "--jobs", 1, "--device", "cpu", "--json")
+    told = json.loads(run("raw", "out", *words, "--min-quality", -1000).stdout)
+    assert (told["clips"], told["kept"], told["failed"]) == (1, 1, 0)
+    assert set(told["steps"]) == {"check", "resample", "cut", "quality"}
+    found = probe(next((tmp_path / "out" / "clips").rglob("*.mp4")))
+    assert (found.fps, found.frames, found.audio_rate) == (25, 50, 16000)
+    assert json.loads(run("raw", "out", *words, "--min-quality", 1000).stdout)["kept"] == 0
 
 
 def test_what_is_no_film_does_not_pass(run: Run, tmp_path: Path) -> None:
