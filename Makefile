@@ -31,7 +31,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
 
 docs: $(READY)
 	$(BIN)/python tools/make_cli_docs.py docs/cli.md

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -282,6 +282,15 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_call_goes_on(tmp_pat
     assert all(torch.equal(a, b) for a, b in zip(*(s["ema"]["averages"] for s in states), strict=True))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as Python has it: a shell ignores it for what runs in its background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_does_what_it_did_before(tmp_path: Path) -> None:
     def show(step: int, steps: int, row: Mapping[str, float]) -> None:
         if step == 2:
