@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
+
+from latentsync.cli import app
+from latentsync.errors import LatentSyncError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,6 +28,15 @@ def loaded(file: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def invoked(*words: object) -> Result:
+    """What the command printed, run in this process; errors of the package are raised."""
+    result = CliRunner().invoke(app, [str(w) for w in words])
+    if isinstance(result.exception, LatentSyncError):
+        raise result.exception
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from latentsync import cli_train
-from latentsync.cli import app
 from latentsync.cli_train import closing, row_text
-from latentsync.errors import InputError, LatentSyncError, OutputError, UsageError
+from latentsync.errors import InputError, OutputError, UsageError
 from latentsync.train.config import KINDS, load, presets
+from tests.conftest import invoked
 from tests.test_cli import surroundings
 from tests.train.clipmaker import make_clip
 
@@ -32,15 +32,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LATENTSYNC_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "200")
-
-    def go(*words: object) -> Result:
-        result = CliRunner().invoke(app, [str(w) for w in words])
-        if isinstance(result.exception, LatentSyncError):
-            raise result.exception
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return go
+    return invoked
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from latentsync.prepare.alone import Alone
     from latentsync.prepare.config import PrepareConfig
     from latentsync.prepare.engine import Outcome, Progress
+
+S = TypeVar("S", bound="Show")
 
 STOPPED = 130  # exit code: asked to stop; the same command goes on
 
@@ -233,18 +235,18 @@ class _Wish:
         self._asked = True
 
 
-class _Show:
-    """Progress on standard error: a bar at a terminal, a line now and then elsewhere."""
+class Show:
+    """Progress on standard error, of `train` too: a bar that appears with the first `_advance`, and words above it.
 
-    EVERY = 30.0  # seconds between two lines
+    What is told where there is no terminal is up to each command.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
-        self._told = 0.0
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
 
-    def __enter__(self) -> _Show:
+    def __enter__(self: S) -> S:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -252,23 +254,36 @@ class _Show:
             self._bar.stop()
 
     def say(self, line: str) -> None:
+        """Words for people."""
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             typer.echo(line, err=True)
 
+    def _advance(self, done: int, total: int, text: str) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("", total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total, description=text)
+
+
+class _Show(Show):
+    """A bar at a terminal, a line now and then elsewhere."""
+
+    EVERY = 30.0  # seconds between two lines
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = 0.0
+
     def progress(self, p: Progress) -> None:
         if self._terminal:
-            if self._bar is None:
-                from rich.console import Console
-                from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-                from rich.progress import Progress as Bar
-
-                columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-                self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-                self._task = self._bar.add_task("", total=p.files)
-                self._bar.start()
-            self._bar.update(self._task, completed=p.files_done, total=p.files, description=f"{p.kept} of {p.clips} clips kept, {speed(p)}")
+            self._advance(p.files_done, p.files, f"{p.kept} of {p.clips} clips kept, {speed(p)}")
         elif p.seconds - self._told > self.EVERY:
             self._told = p.seconds
             typer.echo(f"{p.files_done} of {p.files} files, {p.kept} of {p.clips} clips kept, {speed(p)}", err=True)

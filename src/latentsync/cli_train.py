@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentsync.cli_prepare import Show
 from latentsync.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -228,28 +228,12 @@ def row_text(row: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-class _Show:
-    """Progress on standard error: a bar at a terminal, a line for each row of the log elsewhere."""
+class _Show(Show):
+    """A bar at a terminal, a line for each row of the log elsewhere."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
+        super().__init__()
         self._row: Mapping[str, float] | None = None
-        self._terminal = sys.stderr is not None and sys.stderr.isatty()
-
-    def __enter__(self) -> _Show:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def say(self, line: str) -> None:
-        """Words for people."""
-        if self._bar:
-            self._bar.console.print(line, markup=False, highlight=False)
-        else:
-            typer.echo(line, err=True)
 
     def step(self, step: int, steps: int, row: Mapping[str, float]) -> None:
         """After every step, with the last row of the log."""
@@ -263,14 +247,3 @@ class _Show:
         """While clips are read through."""
         if self._terminal:
             self._advance(done, total, "clips")
-
-    def _advance(self, done: int, total: int, text: str) -> None:
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("", total=total)
-            self._bar.start()
-        self._bar.update(self._task, completed=done, total=total, description=text)

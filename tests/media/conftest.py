@@ -25,6 +25,16 @@ def pattern(width: int, height: int, k: int) -> np.ndarray:
 MakeVideo = Callable[..., Path]
 
 
+def mux_sound(out: Any, track: Any, sound: np.ndarray, rate: int) -> None:
+    """Write (n,) mono samples to a track, from its beginning to its end."""
+    block = av.AudioFrame.from_ndarray(np.asarray(sound, np.float32)[None], "flt", "mono")
+    block.sample_rate, block.pts = rate, 0
+    converter = av.AudioResampler(track.codec_context.format.name, "mono", rate)
+    for part in [*converter.resample(block), *converter.resample(None)]:
+        out.mux(track.encode(part))
+    out.mux(track.encode(None))
+
+
 @pytest.fixture
 def make_video(tmp_path: Path) -> MakeVideo:
     """make_video(name, frames=30, codec=..., ...) -> path of a new video file."""
@@ -63,12 +73,7 @@ def make_video(tmp_path: Path) -> MakeVideo:
                 stream.set_display_rotation(rotation)
             track: Any = out.add_stream(sound_codec, rate=sound_rate, layout="mono") if sound is not None else None
             if sound is not None:
-                frame = av.AudioFrame.from_ndarray(sound.astype(np.float32)[None], "flt", "mono")
-                frame.sample_rate, frame.pts = sound_rate, 0
-                converter = av.AudioResampler(track.codec_context.format.name, "mono", sound_rate)
-                for part in [*converter.resample(frame), *converter.resample(None)]:
-                    out.mux(track.encode(part))
-                out.mux(track.encode(None))
+                mux_sound(out, track, sound, sound_rate)
             for k in range(frames):
                 image = av.VideoFrame.from_ndarray(picture(width, height, k), "rgb24").reformat(format=pix_fmt)
                 image.pts = round((times[k] if times else k / Fraction(rate)) / tick)

@@ -10,6 +10,8 @@ from typing import Any
 import av
 import numpy as np
 
+from tests.media.conftest import mux_sound
+
 NAMES = ('it\'s a "quoted" name.mp4', "с пробелом и 'ü' 口 %03d.mp4", "-dash & $HOME;.mp4")
 
 
@@ -65,12 +67,7 @@ def make(
             stream.set_display_rotation(rotation)
         track: Any = out.add_stream(sound_codec, rate=sound_rate, layout="mono") if sound is not None else None
         if sound is not None:
-            block = av.AudioFrame.from_ndarray(np.asarray(sound, np.float32)[None], "fltp", "mono")
-            block.sample_rate, block.pts = sound_rate, 0
-            converter = av.AudioResampler(track.codec_context.format.name, "mono", sound_rate)
-            for part in [*converter.resample(block), *converter.resample(None)]:
-                out.mux(track.encode(part))
-            out.mux(track.encode(None))
+            mux_sound(out, track, sound, sound_rate)
         for k in range(frames):
             image = av.VideoFrame.from_ndarray(picture(k), "rgb24")
             image.pts = round((times[k] if times else k / Fraction(rate)) / tick)

@@ -8,14 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from latentsync.cli import app
-from latentsync.errors import InputError, LatentSyncError, OutputError, UsageError
+from latentsync.errors import InputError, OutputError, UsageError
 from latentsync.media.clip import probe
 from latentsync.prepare.config import Running
 from latentsync.prepare.engine import prepare
 from latentsync.train.clips import video_files
+from tests.conftest import invoked
 from tests.prepare.films import STEPS, config, film, running
 from tests.train.clipmaker import make_clip
 
@@ -26,15 +26,7 @@ Run = Callable[..., Result]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def go(*words: object) -> Result:
-        result = CliRunner().invoke(app, ["prepare", *map(str, words)])
-        if isinstance(result.exception, LatentSyncError):
-            raise result.exception
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return go
+    return lambda *words: invoked("prepare", *words)
 
 
 @pytest.fixture(scope="module")
