@@ -65,7 +65,8 @@ def agreement(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor, 
         v, a = net(visual_input(seen.to(device), config), heard.to(device))
         vision.append(v.float().cpu())
         audio.append(a.float().cpu())
-    return torch.cat(vision) @ torch.cat(audio).T
+    with torch.autocast("cpu", enabled=False):  # whoever calls may compute in bf16; cosines this close together need more
+        return torch.cat(vision) @ torch.cat(audio).T
 
 
 def load_judge() -> tuple[SyncNetConfig, SyncNet]:
