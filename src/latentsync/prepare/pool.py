@@ -193,6 +193,7 @@ def _live(pipe: Any, factory: str, setting: Any, number: int, threads: int) -> N
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin for each other take 20 times as long where other programs work, too
     handler: Handler | None = None
     while True:
         try:
