@@ -14,11 +14,9 @@ from torch import Tensor
 from latentsync import denoise
 from latentsync.loading import Model
 from latentsync.media.clip_writer import write_clip
-from latentsync.models.syncnet import visual_input
 from latentsync.options import Options
 from latentsync.pipeline import LipSync
-from latentsync.score import SCORED_AT_ONCE, sync_score
-from latentsync.speech.sync_mel import mel_start
+from latentsync.score import agreement, sync_score
 
 if TYPE_CHECKING:
     from latentsync.config import SyncNetConfig
@@ -48,19 +46,11 @@ def judged(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor, *, 
 
     Which shifts are tried is drawn from the seed. Shifts up to 15 frames from where the sound then lies are compared.
     """
-    device, columns = next(net.parameters()).device, config.mel_columns
-    places = [p for p in (mel_start(i, fps) for i in range(len(frames) - config.frames + 1)) if p + columns <= mel.shape[1]]
-    vision, audio = [], []
-    for i in range(0, len(places), SCORED_AT_ONCE):
-        some = range(i, min(i + SCORED_AT_ONCE, len(places)))
-        seen = visual_input(torch.stack([frames[k : k + config.frames] for k in some]).to(device), config)
-        v, a = net(seen, torch.stack([mel[None, :, places[k] : places[k] + columns] for k in some]).to(device))
-        vision.append(v.float().cpu())
-        audio.append(a.float().cpu())
+    agreed = agreement(net, config, frames, mel, fps)
     stretch = 2 * fps - config.frames + 1
-    if len(places) < stretch + 20:
+    if agreed is None or len(agreed) < stretch + 20:
         return None
-    cosines = (torch.cat(vision) @ torch.cat(audio).T).numpy()
+    cosines = agreed.numpy()
     draw, n = np.random.default_rng(seed), len(cosines)
     apart = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
     rows, others = np.nonzero((apart >= 3) & (apart <= 10))
