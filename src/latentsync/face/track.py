@@ -55,6 +55,7 @@ class Tracked(Generic[F]):
     outline: np.ndarray | None = None  # (k, 2) pixels: points whose convex hull is the face; None where the landmarks do not tell
     opening: float | None = None  # of the lips, in distances between the eyes; None where they were not seen
     person: int = 0  # another number: somebody else may be followed from here on, without a cut
+    landmarks: np.ndarray | None = None  # (n, 2) float32 pixels, as found in this very frame; None where they were not
 
 
 class Tracker:
@@ -93,6 +94,7 @@ class Tracker:
             outline(marks),
             lip_opening(marks),
             self._follower.person,
+            marks,
         )
 
 
@@ -106,6 +108,7 @@ class _Seen(Generic[F]):
     outline: np.ndarray | None = None  # (k, 2) float64
     opening: float | None = None
     person: int = 0
+    landmarks: np.ndarray | None = None  # (n, 2)
 
 
 def _checked(choose: Choice) -> Choice:
@@ -338,7 +341,9 @@ def _settled(window: list[_Seen[F]], at: int) -> Tracked[F]:
         around = smooth(np.stack([w.outline for w in near if w.outline is not None]), min(back, SMOOTH))
     x0, y0, x1, y1 = item.box
     small = x1 - x0 < PUBLISHED_LEAST[0] or y1 - y0 < PUBLISHED_LEAST[1]
-    return Tracked(item.frame, points.astype(np.float32), strength, item.cut, item.box, item.yaw, small, around, item.opening, item.person)
+    return Tracked(
+        item.frame, points.astype(np.float32), strength, item.cut, item.box, item.yaw, small, around, item.opening, item.person, item.landmarks
+    )
 
 
 def _run(window: list[_Seen[F]], at: int, way: int) -> tuple[int, bool]:
