@@ -64,6 +64,15 @@ def clips() -> Path:
 
 
 @pytest.fixture(scope="session")
+def corpus() -> Path:
+    """Folder of rendered heads with exact landmarks and exact sound (LATENTSYNC_CORPUS, else ../shared/corpus)."""
+    folder = beside("LATENTSYNC_CORPUS", "corpus")
+    if not folder.is_dir():
+        pytest.skip(f"no rendered heads at {folder}; set LATENTSYNC_CORPUS")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def public_weights() -> Path:
     """Folder of small public weights (LATENTSYNC_TEST_WEIGHTS, else ../shared/weights)."""
     folder = beside("LATENTSYNC_TEST_WEIGHTS", "weights")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -82,12 +81,3 @@ def pictures(clips: Path) -> Callable[..., Iterator[Still]]:
                 yield Still(frame.picture.rgb(), frame.picture.pixel_aspect)
 
     return read
-
-
-@pytest.fixture(scope="session")
-def corpus() -> Path:
-    """Folder of rendered heads with exact landmarks (LATENTSYNC_CORPUS, else ../shared/corpus)."""
-    folder = Path(os.environ.get("LATENTSYNC_CORPUS") or Path(__file__).resolve().parents[3] / "shared" / "corpus")
-    if not folder.is_dir():
-        pytest.skip(f"no rendered heads at {folder}; set LATENTSYNC_CORPUS")
-    return folder

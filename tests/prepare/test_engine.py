@@ -282,21 +282,22 @@ if __name__ == "__main__":
 
 def test_killed_at_any_moment_it_ends_up_the_same(tmp_path: Path) -> None:
     log, folder = tmp_path / "log", tmp_path / "raw"
-    for i in range(3):
+    for i in range(4):
         film(folder / f"{i}.mp4", log, fps=25 + i % 2, offset=i, quality=35.0 + 3 * i, slow=0.01)
     prepare(folder, tmp_path / "calm", config(), running(2))
     calm, begun = result(tmp_path / "calm"), len(lines(log))
     log.unlink()
 
     draw = random.Random(5)
-    killed, most = 0, 4
+    killed, most = 0, 10
     words = [sys.executable, "-c", GO, str(folder), str(tmp_path / "out")]
     surroundings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     while True:
         process = subprocess.Popen(words, cwd=ROOT, env=surroundings, start_new_session=True)
-        until = len(lines(log)) + draw.randint(2, 9)
+        until, later = len(lines(log)) + draw.randint(1, 6), draw.uniform(0, 0.02)  # lines; seconds: two steps
         while process.poll() is None and (killed == most or len(lines(log)) < until):
             time.sleep(0.002)
+        time.sleep(later)
         if process.poll() is not None:
             assert process.returncode == 0
             break

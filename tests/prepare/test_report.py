@@ -65,7 +65,7 @@ def test_a_manifest_adds_up(store: Local) -> None:
     assert (total.files, total.same, total.clips, total.kept, total.failures) == (3, 1, 3, 1, 1)
     assert total.failed == [("broken.mp4", "damaged at 3.1 s")]
     assert total.reasons["sync", "confidence ... is below ..."] == 1
-    assert [dict(c) for c in total.bins] == [{30: 1}, {18: 2}, {14: 1, 2: 1}, {0: 1, 9: 1}, {24: 1}]
+    assert [dict(c) for c in total.bins] == [{30: 1}, {18: 2}, {360: 1, 55: 1}, {0: 1, 9: 1}, {24: 1}]
     assert total.times["faces"] == [3, 3.0, 6.0]
     assert total.times["check"] == [1, 0.5, 6.0]
     assert total.slowest == "faces"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ _KEPT_SHOWN = 24  # samples
 _DROPPED_SHOWN = 6  # samples of each step that drops
 _FAILED_SHOWN = 500
 _WIDTH = 160  # pixels of a sample's picture
+_BARS = 40  # of a histogram; with more of them bins are joined
 _SETTINGS = "prepare.json"
 
 
@@ -38,7 +41,6 @@ class Scale:
     value: Callable[[Row], float | None]
     of: str = "clip"  # or source
     threshold: str = ""  # the value of the configuration to mark
-    decimals: int = 0
 
 
 def _number(row: Row, step: str, name: str) -> float | None:
@@ -58,11 +60,11 @@ def _face(row: Row) -> float | None:
 
 
 SCALES = (
-    Scale("frames per second of the footage", "fps", 1, lambda r: _number(r, "check", "fps"), of="source"),
+    Scale("frames per second of the footage", "fps", 1, lambda r: _number(r, "check", "fps") or None, of="source"),  # 0: cannot be read
     Scale("size of the main face", "pixels", 16, _face, threshold="min_face"),
-    Scale("sync confidence", "", 0.5, lambda r: _number(r, "sync", "confidence"), threshold="min_sync", decimals=1),
-    Scale("offset of the sound", "frames", 1, lambda r: _number(r, "sync", "offset")),
-    Scale("quality", "", 2.5, lambda r: _number(r, "quality", "score"), threshold="min_quality", decimals=1),
+    Scale("sync confidence", "", 0.02, lambda r: _number(r, "sync", "confidence"), threshold="min_sync"),
+    Scale("offset of the sound, before it was moved", "frames", 1, lambda r: _number(r, "sync", "offset")),
+    Scale("quality", "", 2.5, lambda r: _number(r, "quality", "score"), threshold="min_quality"),
 )
 
 
@@ -121,7 +123,7 @@ def tally(store: Store) -> Tally:
         for scale, counts in zip(SCALES, total.bins, strict=True):
             value = scale.value(row) if row["kind"] == scale.of else None
             if value is not None:
-                counts[int(value // scale.bin) if scale.bin != 1 else round(value)] += 1
+                counts[math.floor(value / scale.bin + 1e-9) if scale.bin != 1 else round(value)] += 1
     first = Stage("footage", total.files, total.film, "files")
     total.stages = [first, checked, *(after[s] for s in ("segments", *order) if s in after)]
     return total
@@ -140,7 +142,7 @@ def _add_source(total: Tally, checked: Stage, row: Row) -> None:
     else:
         checked.count += 1
         checked.seconds += length
-    if not row["keep"] and row["step"] != "segments":
+    if not row["keep"] and row["step"] not in ("segments", "same"):
         total.reasons[row["step"], _wordless(row["reason"])] += 1
     _add_times(total, row, SOURCE_STEPS, length)
 
@@ -196,8 +198,7 @@ def _sample(total: Tally, row: Row) -> None:
 
 def _wordless(reason: str) -> str:
     """A reason without its numbers, so that equal ones add up."""
-    words = ["..." if any(c.isdigit() for c in word) else word for word in reason.split()]
-    return " ".join(w for i, w in enumerate(words) if w != "..." or words[max(0, i - 1)] != "..." or i == 0)
+    return re.sub(r"[-+]?\d+(?:[.,x]\d+)*", "...", reason)
 
 
 def _settings(store: Store) -> dict[str, Any]:
@@ -217,7 +218,7 @@ def text(total: Tally) -> str:
     """The summary in lines of text."""
     lines = [f"{total.kept} clips kept of {total.clips}, {hours(total.kept_seconds)} of {hours(total.film)} of footage in {total.files} files"]
     if total.same:
-        lines.append(f"{total.same} files hold the same as another, and were prepared once")
+        lines.append(f"{_same(total)}, and prepared once")
     lines += ["", "step        left        length"]
     lines += [f"{s.name:<12}{f'{s.count} {s.of}':<12}{hours(s.seconds)}" for s in total.stages]
     if total.reasons:
@@ -236,6 +237,10 @@ def text(total: Tally) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _same(total: Tally) -> str:
+    return f"{total.same} {'file is a copy of another' if total.same == 1 else 'files are copies of others'}"
+
+
 def write(store: Store) -> Tally:
     """Write report.html and report.txt from the manifest. Raises InputError where there is none."""
     total = tally(store)
@@ -252,13 +257,13 @@ def page(total: Tally, store: Store) -> str:
     parts = [
         f"<h1>{total.kept} clips, {hours(total.kept_seconds)}</h1>",
         f"<p>of {total.clips} candidates from {total.files} files with {hours(total.film)} of footage"
-        + (f"; {total.same} files hold the same as another" if total.same else "")
+        + (f"; {_same(total)}" if total.same else "")
         + (f"; <a href='#failed'>{total.failures} failed</a>" if total.failures else "")
         + f". Slowest step: {html.escape(total.slowest or 'none')}.</p>",
         "<h2>What each step leaves</h2>",
         _funnel(total),
         "<h2>Numbers</h2><div class='grid'>",
-        *(_histogram(scale, counts, values.get(scale.threshold)) for scale, counts in zip(SCALES, total.bins, strict=True)),
+        *(_histogram(scale, counts, _threshold(scale.threshold, values)) for scale, counts in zip(SCALES, total.bins, strict=True)),
         "</div>",
         "<h2>Why clips were dropped</h2>",
         _table(("clips", "step", "reason"), reasons) if reasons else "<p>None was.</p>",
@@ -273,10 +278,29 @@ def page(total: Tally, store: Store) -> str:
     if total.failures:
         more = f"<p>and {total.failures - len(total.failed)} more, which {manifest.NAME} names</p>" if total.failures > len(total.failed) else ""
         parts += ["<h2 id='failed'>Failed</h2>", _table(("file", "reason"), total.failed), more]
-    shown = [(k, ", ".join(map(str, v)) if isinstance(v, list) else "the model's own" if v is None else str(v)) for k, v in values.items()]
+    shown = [(k, _said(k, values)) for k in values]
     parts += ["<h2>Settings</h2>", _table(("value", ""), [("footage", str(settings.get("raw", ""))), *shown])]
     parts += [f"<footer>latentsync {html.escape(__version__)}; every clip and every reason: {manifest.NAME}</footer>"]
     return _HEAD + "\n".join(parts) + "</main></body></html>\n"
+
+
+def _threshold(name: str, values: dict[str, Any]) -> Any:
+    """A threshold of the configuration; where none was given, the model's own. None where there is none."""
+    if values.get(name) is not None or name not in ("min_sync", "min_quality"):
+        return values.get(name)
+    from latentsync.prepare.steps import quality, sync
+
+    return sync.MIN_SYNC.get(values.get("sync_model", "")) if name == "min_sync" else quality.LEAST.get(values.get("quality_model", ""))
+
+
+def _said(name: str, values: dict[str, Any]) -> str:
+    value = values[name]
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if value is None:
+        own = _threshold(name, values)
+        return "none" if own is None else f"{own:g}, which is the model's own"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _funnel(total: Tally) -> str:
@@ -312,12 +336,19 @@ def _histogram(scale: Scale, counts: Counter[int], threshold: Any) -> str:
     if not counts:
         return f"<figure><figcaption>{name}</figcaption><p class='none'>no numbers</p></figure>"
     first, last = min(counts), max(counts)
+    joined = 1 if scale.bin == 1 else next((n for n in (1, 2, 5, 10, 25, 50, 100) if (last - first) // n < _BARS), 250)
+    if joined > 1:
+        fine, counts = counts, Counter()
+        for k, count in fine.items():
+            counts[k // joined] += count
+        first, last = first // joined, last // joined
+    unit = scale.bin * joined
     bins, most, total = last - first + 1, max(counts.values()), sum(counts.values())
     width, height, low = 300.0, 110.0, 18.0
     each = width / max(bins, 8)
 
     def label(k: int) -> str:
-        return f"{k * scale.bin:.{scale.decimals}f}"
+        return f"{round(k * unit, 6):g}"
 
     bars = []
     for k in range(first, last + 1):
@@ -328,8 +359,8 @@ def _histogram(scale: Scale, counts: Counter[int], threshold: Any) -> str:
             f"<title>{where} {scale.unit}: {counts[k]}</title></rect>"
         )
     mark = ""
-    if isinstance(threshold, int | float) and threshold and first <= threshold / scale.bin <= last + 1:
-        x = (threshold / scale.bin - first) * each
+    if isinstance(threshold, int | float) and threshold and first <= threshold / unit <= last + 1:
+        x = (threshold / unit - first) * each
         mark = f"<line x1='{x:.2f}' x2='{x:.2f}' y1='0' y2='{height - low}'><title>threshold {threshold:g}</title></line>"
     right = min(width, bins * each)
     ends = f"<text x='0' y='{height - 4}'>{label(first)}</text>"
@@ -357,8 +388,11 @@ def _samples(rows: list[Row], store: Store, settings: dict[str, Any]) -> str:
 
 
 def _short(row: Row) -> list[str]:
-    told = [("sync", "confidence", "sync {:.1f}"), ("sync", "offset", "offset {:+.0f}"), ("quality", "score", "quality {:.0f}")]
-    return [form.format(value) for step, name, form in told if (value := _number(row, step, name)) is not None]
+    told = [(form, _number(row, step, name)) for form, step, name in _TOLD]
+    return [form.format(value) for form, value in told if value]
+
+
+_TOLD = (("sync {:.2f}", "sync", "confidence"), ("sound moved by {:+.0f} frames", "shift", "frames"), ("quality {:.0f}", "quality", "score"))
 
 
 def _picture(row: Row, store: Store, settings: dict[str, Any]) -> str:
