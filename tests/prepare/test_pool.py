@@ -6,12 +6,18 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from latentsync.errors import WeightsError
+from latentsync.prepare import flow, work
+from latentsync.prepare.config import PrepareConfig, Running
 from latentsync.prepare.pool import Done, Handler, Pool, Task, Tell
+from latentsync.prepare.records import Span
 
 
 def handler(setting: str, number: int) -> Handler:
@@ -89,6 +95,60 @@ def test_what_concerns_all_files_is_raised() -> None:
         pool.submit(Task("k", "weights"))
         with pytest.raises(WeightsError, match="download them"):
             pool.wait(60)
+
+
+def dealt(running: Running, number: int) -> Handler:
+    """Says which process it is, and on which device the real one would work."""
+    worker = work.Worker(work.Setting("", PrepareConfig(), running), number)
+
+    def tell(payload: str, _: Tell) -> Any:
+        if payload == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number, worker._device, os.getpid()
+
+    return tell
+
+
+def test_devices_are_dealt_out_to_the_processes_in_turn() -> None:
+    with Pool(f"{__name__}:dealt", Running(devices=("cuda:0", "cuda:1")), 3) as pool:
+
+        def round_of(*payloads: str) -> list[Done]:
+            for payload in payloads:
+                pool.submit(Task(payload, payload))
+            found: list[Done] = []
+            while pool.busy:
+                found += pool.wait(60)
+            return found
+
+        first = sorted(done.value for done in round_of("a", "b", "c"))
+        assert [value[:2] for value in first] == [(0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0")]
+        assert [done.failure.kind for done in round_of("die") if done.failure] == ["died"]
+        again = sorted(done.value for done in round_of("a", "b", "c"))
+        assert [value[:2] for value in again] == [value[:2] for value in first], "who takes a dead one's place takes its device"
+        assert len({value[2] for value in first} & {value[2] for value in again}) == 2
+
+
+def test_auto_is_every_gpu_that_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    def device(number: int) -> str:
+        span = Span(Fraction(0), Fraction(1))
+        given = flow.Given(PrepareConfig(), tmp_path, tmp_path, span, {}, tmp_path, lambda _, make: make(), "auto", "", "", number)
+        return flow._device(given)
+
+    monkeypatch.setattr("latentsync.device.choose", lambda *_: SimpleNamespace(device=torch.device("cuda", 0)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert [device(n) for n in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    monkeypatch.setattr("latentsync.device.choose", lambda *_: SimpleNamespace(device=torch.device("cpu")))
+    assert device(3) == "cpu"
+
+
+def test_on_a_cluster_all_tasks_find_a_gpu() -> None:
+    from latentsync.prepare.cluster import gpu_share
+
+    assert [gpu_share(8, gpus) for gpus in (0.0, 8.0, 16.0, 2.0)] == [0.0, 1.0, 1.0, 0.25]
+    for tasks, gpus in ((8, 3), (7, 1), (30, 4)):
+        assert int(1 / gpu_share(tasks, gpus)) * gpus >= tasks
 
 
 def test_waiting_has_an_end(pool: Pool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -31,9 +32,9 @@ class RayCrew:
             _connect(ray, running)
         whole = ray.cluster_resources()
         self._slots = running.jobs or max(1, int(whole.get("CPU", 1)))
-        gpus = 0.0 if running.devices == ("cpu",) else whole.get("GPU", 0.0) / self._slots
+        share = 0.0 if running.devices == ("cpu",) else gpu_share(self._slots, whole.get("GPU", 0.0))
         say(f"Ray: {len([n for n in ray.nodes() if n['Alive']])} machines, {whole.get('CPU', 0):.0f} cores, {whole.get('GPU', 0):.0f} GPUs")
-        self._do = ray.remote(num_cpus=1, num_gpus=min(1.0, gpus), max_retries=_MACHINE_DEATHS)(do)
+        self._do = ray.remote(num_cpus=1, num_gpus=share, max_retries=_MACHINE_DEATHS)(do)
         self._factory, self._setting = factory, ray.put(setting)
         self._running: dict[Any, Task] = {}
 
@@ -77,6 +78,13 @@ class RayCrew:
         self._running.clear()
         if self._ours and self._ray.is_initialized():
             self._ray.shutdown()
+
+
+def gpu_share(tasks: int, gpus: float) -> float:
+    """Of one GPU, for each of so many tasks at once: such that all of them find a place. Ray counts in ten-thousandths."""
+    if gpus < 1:
+        return 0.0
+    return math.floor(10000 / max(1, math.ceil(tasks / math.floor(gpus)))) / 10000
 
 
 def _connect(ray: Any, running: Running) -> None:

@@ -42,6 +42,7 @@ class Given:
     device: str
     home: str
     package: str  # of the steps
+    number: int = 0  # of the process among those that share this machine's devices
 
     @property
     def clip(self) -> Path:
@@ -82,14 +83,17 @@ def _finder(g: Given) -> Any:
 
 
 def _device(g: Given) -> str:
-    """The device of the process, by its name."""
+    """The device of the process, by its name; "auto" deals all GPUs that are here out to the processes in turn."""
     if g.device != "auto":
         return g.device
 
     def choose() -> str:
-        from latentsync.device import choose
+        import torch
 
-        return str(choose().device)
+        from latentsync import device
+
+        chosen = device.choose("auto", "fp32").device
+        return str(torch.device("cuda", g.number % torch.cuda.device_count()) if chosen.type == "cuda" else chosen)
 
     name: str = g.tools("device", choose)
     return name

@@ -105,7 +105,7 @@ class Worker:
         self._config, self._running = setting.config, setting.running
         self._store = open_store(setting.out)
         devices = setting.running.devices
-        self._device = devices[number % len(devices)]
+        self._device, self._number = devices[number % len(devices)], number
         self._fetched = Fetched()
         self._made: dict[Any, Any] = {}
 
@@ -160,7 +160,7 @@ class Worker:
             span = job.span or Span(Fraction(0), Fraction(0))
             media = path if resampled is None else resampled.path
             given = flow.Given(
-                self._config, path, media, span, way.results, scratch, self._tool, self._device, self._running.home, self._running.steps
+                self._config, path, media, span, way.results, scratch, self._tool, self._device, self._running.home, self._running.steps, self._number
             )
             try:
                 result = step.measure(step.load(self._running.steps), given)
