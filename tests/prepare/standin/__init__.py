@@ -32,5 +32,8 @@ def about(path: Path, step: str, where: str = "") -> dict[str, Any]:
     if plan == "crash":
         raise ZeroDivisionError("planned")
     if "slow" in told:
+        busy = Path(told["log"]).with_name(f"busy-{os.getpid()}")  # tells tests which process is in the middle of something
+        busy.touch()
         time.sleep(told["slow"])
+        busy.unlink()
     return told
