@@ -292,7 +292,7 @@ class _Show(Show):
 # What was made
 
 
-@prepare_app.command("list")
+@prepare_app.command("list", short_help="Write the lists of clips that training reads.")
 def prepare_list(
     folders: Annotated[
         list[Path],
@@ -321,7 +321,7 @@ def prepare_list(
     typer.echo(f"{validation}: {held} clips of other source videos")
 
 
-@prepare_app.command("inspect")
+@prepare_app.command("inspect", short_help="Show one clip's history.")
 def prepare_inspect(
     clip: Annotated[str, typer.Argument(metavar="CLIP", help="A clip's path or name, or the name of a file of the footage.")],
     place: Annotated[str, typer.Option("--in", metavar="OUT", help="What `latentsync prepare` wrote; not needed for a path within it.")] = "",
@@ -334,7 +334,7 @@ def prepare_inspect(
     typer.echo(json.dumps(rows) if as_json else "\n".join(map(inspect.text, rows)))
 
 
-@prepare_app.command("report")
+@prepare_app.command("report", short_help="Write the report anew.")
 def prepare_report(
     out: Annotated[str, typer.Argument(metavar="OUT", help="What `latentsync prepare` wrote.")],
     as_text: Annotated[bool, typer.Option("--text", help="Only print the summary; write nothing.")] = False,
@@ -351,7 +351,7 @@ def prepare_report(
 # Single steps
 
 
-@prepare_app.command("check")
+@prepare_app.command("check", short_help="Step 1: can a file be read to its end?")
 def prepare_check(file: Annotated[Path, FILE], as_json: Annotated[bool, AS_JSON] = False) -> None:
     """Step 1: whether a file can be decoded to its end, and has picture and sound. Exit code 1 where it does not pass, as for all steps."""
     from latentsync.prepare import alone
@@ -359,7 +359,7 @@ def prepare_check(file: Annotated[Path, FILE], as_json: Annotated[bool, AS_JSON]
     _tell(file, alone.run_check(file), as_json)
 
 
-@prepare_app.command("resample")
+@prepare_app.command("resample", short_help="Step 2: 25 fps and 16 kHz.")
 def prepare_resample(
     file: Annotated[Path, FILE],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, .mp4 or .mkv; not written where the rates are right already.")],
@@ -383,7 +383,7 @@ def prepare_scenes(
     _tell(file, alone.run_scenes(file, _config(scene_threshold=scene_threshold)), as_json)
 
 
-@prepare_app.command("segments")
+@prepare_app.command("segments", short_help="Step 4: spans of five to ten seconds.")
 def prepare_segments(
     file: Annotated[Path, FILE],
     scene_threshold: Annotated[float, THRESHOLD] = 2.0,
@@ -398,7 +398,7 @@ def prepare_segments(
     _tell(file, alone.run_segments(file, _config(scene_threshold=scene_threshold, least=least, most=most, keep_short=keep_short)), as_json)
 
 
-@prepare_app.command("faces")
+@prepare_app.command("faces", short_help="Step 5: whose faces are seen, how large?")
 def prepare_faces(
     file: Annotated[Path, FILE],
     start: Annotated[float | None, FROM] = None,
@@ -418,7 +418,7 @@ def prepare_faces(
     _tell(file, alone.run_faces(file, alone.span_of(file, start, end), config, home), as_json)
 
 
-@prepare_app.command("align")
+@prepare_app.command("align", short_help="Step 6: the main face, upright in a square.")
 def prepare_align(
     file: Annotated[Path, FILE],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The clip to write, .mp4; matrices and landmarks lie beside it as .npz.")],
@@ -440,7 +440,7 @@ def prepare_align(
     _tell(file, alone.run_align(file, alone.span_of(file, start, end), out, config, home), as_json)
 
 
-@prepare_app.command("sync")
+@prepare_app.command("sync", short_help="Step 7: do lips and sound belong together?")
 def prepare_sync(
     clip: Annotated[Path, CLIP],
     shifted: Annotated[Path | None, typer.Option("--shift", metavar="OUT", help="Write the clip there with its sound moved into sync.")] = None,
@@ -463,7 +463,7 @@ def prepare_sync(
     _tell(clip, alone.run_sync(clip, config, str(choose(device, "fp32").device), home, shifted), as_json)
 
 
-@prepare_app.command("quality")
+@prepare_app.command("quality", short_help="Step 8: how good do three frames look?")
 def prepare_quality(
     clip: Annotated[Path, CLIP],
     quality_model: Annotated[str, QUALITY_MODEL] = "hyperiqa",

@@ -143,12 +143,22 @@ def preflight(config: PrepareConfig, running: Running) -> None:
         for name in running.devices:
             device.choose(name, "fp32")
     home = running.home or None
+    needed: list[tuple[Callable[[], object], str]] = []  # and what to do otherwise, where the error does not say it
     if config.does("faces") or (config.does("sync") and not config.does("align")):
-        faces.finder(config.face_backend, home)
+        small = "; or take the small face finder that comes with the package: --face-backend demo" if config.face_backend != "demo" else ""
+        needed.append((lambda: faces.finder(config.face_backend, home), small))
     if config.does("sync"):
-        sync.load_syncnet_v2(home) if config.sync_model == "syncnet" else sync.load_demo_judge()
+        needed.append(((lambda: sync.load_syncnet_v2(home)) if config.sync_model == "syncnet" else sync.load_demo_judge, ""))
     if config.does("quality") and config.quality_model == "hyperiqa":
-        quality.load_hyperiqa(home)
+        needed.append((lambda: quality.load_hyperiqa(home), ""))
+    lacking = []  # all of it is named at once
+    for load, otherwise in needed:
+        try:
+            load()
+        except WeightsError as e:
+            lacking.append(f"{e}{otherwise}")
+    if lacking:
+        raise WeightsError("\n".join(lacking))
 
 
 def _apart(raw: str, out: str) -> None:
