@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from latentsync.prepare.config import PrepareConfig, Running
+from latentsync.prepare.engine import Crew
 from latentsync.prepare.manifest import Row
+from latentsync.prepare.pool import Done, Task
+from latentsync.prepare.work import Setting, worker
 
 STEPS = "tests.prepare.standin"
 SHORT: dict[str, Any] = {"least": 0.1, "most": 0.2}  # seconds: films of half a second have several clips
@@ -45,3 +50,37 @@ def result(out: Path) -> tuple[list[Row], dict[str, bytes]]:
 def lines(log: Path) -> list[str]:
     """The steps that were begun."""
     return log.read_text().splitlines() if log.exists() else []
+
+
+class Here:
+    """Works in this process, one task at a time: for what is not about processes."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._work, self._done = worker(setting, 0), list[Done]()
+
+    @property
+    def free(self) -> int:
+        return int(not self._done)
+
+    @property
+    def busy(self) -> int:
+        return len(self._done)
+
+    def submit(self, task: Task) -> None:
+        self._done.append(Done(task, self._work(task.payload, lambda step, limit: None)))
+
+    def wait(self, timeout: float | None = None) -> list[Done]:
+        done, self._done = self._done, []
+        return done
+
+    def close(self) -> None:
+        pass
+
+
+def in_this_process(patch: pytest.MonkeyPatch) -> None:
+    """From here on the engine works without other processes."""
+
+    def crew(store: Any, config: PrepareConfig, running: Running, say: object) -> Crew:
+        return Here(Setting(store.place, config, running))
+
+    patch.setattr("latentsync.prepare.engine._crew", crew)

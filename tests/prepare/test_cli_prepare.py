@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from latentsync.errors import InputError, OutputError, UsageError
+from latentsync.errors import InputError, OutputError, UsageError, WeightsError
 from latentsync.media.clip import probe
 from latentsync.prepare.config import Running
 from latentsync.prepare.engine import prepare
@@ -56,7 +56,7 @@ def _stand_in(init: Callable[..., None]) -> Callable[..., None]:
     return lambda self, **values: init(self, **(values | {"steps": STEPS}))
 
 
-def test_mistakes_are_named_before_anything_is_done(run: Run, tmp_path: Path) -> None:
+def test_mistakes_are_named_before_anything_is_done(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     film(tmp_path / "raw" / "a.mp4", tmp_path / "log")
     with pytest.raises(UsageError, match="did you mean 'quality'"):
         run("raw", "out", "--skip", "qualty")
@@ -65,6 +65,11 @@ def test_mistakes_are_named_before_anything_is_done(run: Run, tmp_path: Path) ->
     with pytest.raises(InputError, match="no folder or list nowhere"):
         run("nowhere", "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
+    for name in ("LATENTSYNC_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "no weights"))
+    with pytest.raises(WeightsError, match=r"(?s)--face-backend demo\n.*--sync-model demo\n.*--quality-model sharpness"):
+        run("raw", "out", "--device", "cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_list_is_split_by_source_and_never_by_clip(run: Run, made: Path, tmp_path: Path) -> None:

@@ -16,45 +16,15 @@ import pytest
 
 from latentsync.errors import InputError, UsageError
 from latentsync.prepare.config import STEPS, PrepareConfig, Running, ordered
-from latentsync.prepare.engine import Crew, Outcome, prepare
-from latentsync.prepare.pool import Done, Task
-from latentsync.prepare.work import Setting, worker
+from latentsync.prepare.engine import Outcome, prepare
 from tests.conftest import ROOT
 from tests.prepare import films
-from tests.prepare.films import config, film, lines, result, rows, running
-
-
-class Here:
-    """Works in this process, one task at a time: for what is not about processes."""
-
-    def __init__(self, setting: Setting) -> None:
-        self._work, self._done = worker(setting, 0), list[Done]()
-
-    @property
-    def free(self) -> int:
-        return int(not self._done)
-
-    @property
-    def busy(self) -> int:
-        return len(self._done)
-
-    def submit(self, task: Task) -> None:
-        self._done.append(Done(task, self._work(task.payload, lambda step, limit: None)))
-
-    def wait(self, timeout: float | None = None) -> list[Done]:
-        done, self._done = self._done, []
-        return done
-
-    def close(self) -> None:
-        pass
+from tests.prepare.films import config, film, in_this_process, lines, result, rows, running
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crew(store: Any, config: PrepareConfig, running: Running, say: object) -> Crew:
-        return Here(Setting(store.place, config, running))
-
-    monkeypatch.setattr("latentsync.prepare.engine._crew", crew)
+    in_this_process(monkeypatch)
 
 
 def run(tmp: Path, out: str = "out", how: Running | None = None, **values: Any) -> Outcome:
