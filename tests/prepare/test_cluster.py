@@ -1,4 +1,4 @@
-"""The same work on a real Ray cluster of several processes, and with a machine of it that dies. Without Ray it is skipped; `pip install -e ".[dev]"` brings it."""
+"""The same work on a real Ray cluster of several processes, and with a machine of it that dies. Skipped without Ray, which the extra `dev` brings."""
 
 from __future__ import annotations
 

@@ -72,8 +72,30 @@ def test_only_the_sound_is_wrong(tmp_path: Path) -> None:
     assert np.abs(read_audio(path) - np.pad(read_audio(made.path), (0, 16000))[: len(read_audio(path))])[:31000].max() < 1e-3
 
 
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv"])
+def test_pictures_are_copied_where_only_the_sound_is_wrong(name: str, tmp_path: Path) -> None:
+    path = make(tmp_path / "a.mp4", 60, picture=numbered, sound=noise(2.4, 48000), sound_rate=48000)
+    made = resampled(path, tmp_path / name).path
+    times = [Fraction(k, 25) for k in range(60)]
+    assert np.array_equal(read_frames(path, times), read_frames(made, times))
+    found = check.measure(made)
+    assert (found.problem, found.fps, found.frames, found.variable, found.audio_rate) == ("", 25, 60, False, 16000)
+    assert abs(found.audio_duration - Fraction(12, 5)) < Fraction(1, 1000)
+
+
+def test_pictures_that_cannot_be_copied_are_encoded(tmp_path: Path) -> None:
+    turned = make(tmp_path / "a.mp4", 10, rotation=90, aspect=Fraction(4, 3), sound=noise(0.4, 48000), sound_rate=48000)
+    made = resampled(turned, tmp_path / "b.mp4").path
+    assert (probe(made).width, probe(made).height, probe(made).pixel_aspect) == (48, 84, 1)
+    tilted = make(tmp_path / "c.mp4", 10, rotation=90, sound=noise(0.4, 48000), sound_rate=48000)
+    made = resampled(tilted, tmp_path / "d.mp4").path
+    assert (probe(made).width, probe(made).height) == (48, 64)
+    assert np.abs(read_frames(tilted, [Fraction(0)]).astype(int) - read_frames(made, [Fraction(0)])).mean() < 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+
+
 def test_pictures_hardly_change(tmp_path: Path) -> None:
-    path = make(tmp_path / "a.mp4", 10, sound=noise(0.4, 48000), sound_rate=48000, crf=20)
+    path = make(tmp_path / "a.mp4", 20, rate=50, sound=noise(0.4, 48000), sound_rate=48000, crf=20)
     made = resampled(path, tmp_path / "b.mp4")
     a, b = (read_frames(p, [Fraction(k, 25) for k in range(10)]).astype(float) for p in (path, made.path))
     assert 10 * np.log10(255**2 / np.mean((a - b) ** 2)) > 42

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -18,7 +18,7 @@ from latentsync.errors import InputError, OutputError, UsageError
 from latentsync.media.audio import Audio, as_float, open_audio
 from latentsync.media.clip import read_audio
 from latentsync.media.picture import Picture
-from latentsync.media.source import opened, video_streams
+from latentsync.media.remux import LOSSLESS, with_sound
 from latentsync.media.timeline import timeline
 from latentsync.media.video import VideoInfo, open_video
 from latentsync.metrics import sync as judges
@@ -32,8 +32,6 @@ VERSION = "1"
 MODELS = ("syncnet", "demo")
 MIN_SYNC = {"syncnet": 3.0, "demo": 0.1}  # the published threshold; and the same on the scale of the package's own SyncNet
 MAX_OFFSET = 6  # frames; more than that is a fault of another kind
-# Lossless sound, so that moving it changes no sample. QuickTime has no FLAC.
-LOSSLESS = {".mp4": ("mp4", "flac"), ".m4v": ("mp4", "flac"), ".mkv": ("matroska", "flac"), ".mov": ("mov", "alac")}
 _BLOCK = 4096  # samples
 
 
@@ -129,40 +127,13 @@ def shift(path: str | os.PathLike[str], target: str | os.PathLike[str], offset_f
     scratch = target.with_name(f".{target.stem}.{uuid.uuid4().hex}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remux(path, scratch, sound, by)
+        with_sound(path, scratch, _moved(sound, by), sound.info.rate, sound.info.layout, sound.origin)
         scratch.replace(target)
     except (av.error.FFmpegError, OSError) as e:
         raise OutputError(f"cannot write {target}: {e.strerror or e}") from e
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
-
-
-def _remux(path: Path, scratch: Path, sound: Audio, by: int) -> None:
-    muxer, codec = LOSSLESS[scratch.suffix.lower()]
-    rate = sound.info.rate
-    with ExitStack() as stack:
-        source = stack.enter_context(opened(path))
-        pictures = video_streams(source)
-        if not pictures:
-            raise InputError(f"{path} has no picture")
-        out = stack.enter_context(av.open(str(scratch), "w", format=muxer))
-        track = out.add_stream_from_template(pictures[0])
-        track.time_base = pictures[0].time_base
-        voice: Any = out.add_stream(codec, rate=rate, layout=sound.info.layout)
-        voice.time_base = Fraction(1, rate)
-        if codec == "alac":
-            voice.format = "s16p"  # it would take 32 bits
-        encoded = _Encoder(voice, _moved(sound, by), round(sound.origin * rate))
-        for packet in source.demux(pictures[0]):
-            if not packet.size:
-                continue
-            stamp = packet.dts if packet.dts is not None else packet.pts
-            if stamp is not None:
-                out.mux(encoded.until(stamp * Fraction(packet.time_base)))
-            packet.stream = track
-            out.mux(packet)
-        out.mux(encoded.until(None))
 
 
 def _moved(sound: Audio, by: int) -> Iterator[np.ndarray]:
@@ -194,29 +165,3 @@ def _silence(sound: Audio, count: int) -> Iterator[np.ndarray]:
     while count > 0:
         yield np.zeros((sound.info.channels, min(count, _BLOCK)), np.float32)
         count -= _BLOCK
-
-
-class _Encoder:
-    """Samples (channels, m) in, packets of a lossless stream out; its first sample lies `start` samples after the container's time 0."""
-
-    def __init__(self, stream: Any, chunks: Iterator[np.ndarray], start: int) -> None:
-        self._stream = stream
-        self._chunks = chunks
-        self._position = start
-        self._ended = False
-
-    def until(self, time: Fraction | None) -> list[Any]:
-        """The packets of all samples before `time` seconds, and perhaps of some after it; None: of all that are left."""
-        packets: list[Any] = []
-        while not self._ended and (time is None or Fraction(self._position, self._stream.rate) < time):
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                self._ended = True
-                packets += self._stream.encode(None)
-                break
-            whole = np.clip(np.round(chunk.T.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
-            block = av.AudioFrame.from_ndarray(whole.reshape(1, -1), format="s16", layout=self._stream.layout.name)
-            block.sample_rate, block.time_base, block.pts = self._stream.rate, Fraction(1, self._stream.rate), self._position
-            self._position += len(whole)
-            packets += self._stream.encode(block)
-        return packets
