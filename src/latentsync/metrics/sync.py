@@ -21,6 +21,7 @@ from latentsync.errors import InputError
 from latentsync.face import align
 from latentsync.face.protocols import PictureLike
 from latentsync.face.track import Tracker, smoothed_anchors
+from latentsync.metrics.lips import peak
 from latentsync.models.load import load_state
 from latentsync.models.syncnet_v2 import COEFFICIENTS, COLUMNS, SIDE, WINDOW, SyncNetV2
 from latentsync.score import agreement, load_judge
@@ -65,6 +66,7 @@ class SyncReading(NamedTuple):
     distance: float  # the smallest
     distances: tuple[float, ...]  # mean distance at offset 15, 14, ... -15; NaN where too little sound is left
     seconds: tuple[float, ...]  # each second's own confidence in the clip's offset; negative where another fits better
+    fine: float  # the offset with its fraction: the bottom of a parabola through the smallest mean distance and its neighbours
 
 
 class Region(NamedTuple):
@@ -114,7 +116,8 @@ def reading(found: np.ndarray, fps: int = FPS) -> SyncReading:
         if np.isfinite(here[best]):
             seconds.append(float(np.nanmedian(here) - here[best]))
     least = float(means[best])
-    return SyncReading(reach - best, float(np.nanmedian(means)) - least, least, tuple(means.tolist()), tuple(seconds))
+    fine = reach - best - peak(-means, best)
+    return SyncReading(reach - best, float(np.nanmedian(means)) - least, least, tuple(means.tolist()), tuple(seconds), fine)
 
 
 def _means(found: np.ndarray) -> np.ndarray:

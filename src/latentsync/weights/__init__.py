@@ -21,11 +21,12 @@ from latentsync.weights.collection import (
     roles,
 )
 from latentsync.weights.places import extra_folders, home_folder, hub_cache, search_folders
-from latentsync.weights.releases import FACE, JUDGES, PUBLISHED, TRAINING, Bundle, Registry, RemoteFile
-from latentsync.weights.training import judge_state, training_file, training_state, unet_in
+from latentsync.weights.releases import EVALUATION, FACE, JUDGES, PUBLISHED, TRAINING, Bundle, Registry, RemoteFile
+from latentsync.weights.training import judge_file, judge_state, training_file, training_state, unet_in
 from latentsync.weights.untrained import new
 
 __all__ = [
+    "EVALUATION",
     "FACE",
     "JUDGES",
     "PUBLISHED",
@@ -47,6 +48,7 @@ __all__ = [
     "home_folder",
     "hub_cache",
     "info",
+    "judge_file",
     "judge_state",
     "new",
     "resolve",

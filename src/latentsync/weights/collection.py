@@ -16,7 +16,7 @@ from latentsync.errors import LatentSyncError, UsageError, WeightsError
 from latentsync.hub import Progress, Report
 from latentsync.weights import adapters, places, shipped
 from latentsync.weights.convert import converted
-from latentsync.weights.releases import FACE, JUDGES, PUBLISHED, TRAINING, Registry, RemoteFile
+from latentsync.weights.releases import EVALUATION, FACE, JUDGES, PUBLISHED, TRAINING, Registry, RemoteFile
 
 if TYPE_CHECKING:
     import torch
@@ -266,7 +266,7 @@ def _standard(config: ModelConfig, home: Path, registry: Registry) -> dict[str, 
     fits = {"whisper": config.whisper == WhisperConfig(), "vae": config.vae == VAEConfig()}
     out: dict[str, Path] = {}
     for remote in registry.files.values():
-        if remote.role not in ("unet", *TRAINING, *JUDGES, *out) and fits.get(remote.role, True):
+        if remote.role not in ("unet", *TRAINING, *JUDGES, *EVALUATION, *out) and fits.get(remote.role, True):
             path = _locate(remote, home)
             if path is not None:
                 out[remote.role] = path

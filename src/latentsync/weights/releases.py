@@ -19,7 +19,8 @@ class RemoteFile:
     have it. `size` is in bytes; None where it is not known.
     """
 
-    # unet | whisper | vae | face_landmarker | yunet | taesd; for training: syncnet | vgg16 | lpips | videomae; judges: syncnet_v2 | hyperiqa
+    # unet | whisper | vae | face_landmarker | yunet | taesd; for training: syncnet | vgg16 | lpips | videomae; judges: syncnet_v2 | hyperiqa;
+    # for evaluation: inception | i3d | silero_vad
     role: str
     url: str
     path: str
@@ -241,11 +242,42 @@ FILES: dict[str, RemoteFile] = {
         licence="MIT",
         page="https://github.com/SSL92/hyperIQA",
     ),
+    "inception": RemoteFile(
+        role="inception",
+        url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+        path="judges/pt_inception-2015-12-05-6726825d.pth",
+        names=("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth"),
+        size=95_628_359,
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        licence="Apache-2.0",
+        page="https://github.com/mseitzer/pytorch-fid",
+    ),
+    "i3d": RemoteFile(
+        role="i3d",
+        url=_hub("ByteDance/LatentSync-1.5", "32a20d29aead0498e3e885e90dbbe8027da1b61b", "auxiliary/i3d_torchscript.pt"),
+        path="judges/i3d_torchscript.pt",
+        names=("auxiliary/i3d_torchscript.pt", "i3d_torchscript.pt"),
+        size=51_235_320,
+        sha256="bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",
+        licence="Apache-2.0",
+        page="https://github.com/universome/fvd-comparison",
+    ),
+    "silero_vad": RemoteFile(
+        role="silero_vad",
+        url="https://raw.githubusercontent.com/snakers4/silero-vad/7e30209a3e901f9842f81b225f3e93d8199902b1/src/silero_vad/data/silero_vad.onnx",
+        path="judges/silero_vad.onnx",
+        names=("silero_vad.onnx",),
+        size=2_327_524,
+        sha256="1a153a22f4509e292a94e67d6f9b85e8deb25b4988682b7e174c65279d8788e3",
+        licence="MIT",
+        page="https://github.com/snakers4/silero-vad",
+    ),
 }
 
 FACE = ("face_landmarker", "yunet")
 TRAINING = ("syncnet", "vgg16", "lpips", "videomae")  # frozen networks that judge what the U-Net makes; no model syncs with them
 JUDGES = ("syncnet_v2", "hyperiqa")  # networks that judge footage: for preparing data, and for evaluation
+EVALUATION = ("inception", "i3d", "silero_vad")  # what evaluation alone needs: FID, FVD, and who speaks when
 
 PUBLISHED = Registry(
     files=FILES,
@@ -259,5 +291,10 @@ PUBLISHED = Registry(
         "taesd": Bundle(name="taesd", summary="tiny autoencoder for previews", files=("taesd",)),
         "training": Bundle(name="training", summary="the networks behind the losses of stage 2: SyncNet, LPIPS, VideoMAE", files=TRAINING),
         "judges": Bundle(name="judges", summary="what judges footage: SyncNet v2 (lip sync), HyperIQA (picture quality)", files=JUDGES),
+        "evaluation": Bundle(
+            name="evaluation",
+            summary="the networks behind FID, FVD and LPIPS, and Silero's detector of speech",
+            files=(*EVALUATION, "vgg16", "lpips"),
+        ),
     },
 )

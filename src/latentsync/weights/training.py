@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from latentsync.errors import UsageError, WeightsError
 from latentsync.weights import places
 from latentsync.weights.collection import IN_FOLDER, _bundle_with, _first, _locate_equal, gigabytes
-from latentsync.weights.releases import JUDGES, PUBLISHED, TRAINING, Registry
+from latentsync.weights.releases import EVALUATION, JUDGES, PUBLISHED, TRAINING, Registry, RemoteFile
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,11 @@ WHAT = {
     "videomae": "VideoMAE V2 giant (losses.trepa)",
     "syncnet_v2": "SyncNet v2",
     "hyperiqa": "HyperIQA",
+    "inception": "Inception-v3 (FID)",
+    "i3d": "I3D (FVD)",
+    "silero_vad": "Silero VAD (speech and silence)",
 }
+FOR_JUDGING = (*JUDGES, *EVALUATION, "vgg16", "lpips")
 OWN = {"syncnet": ("syncnet.safetensors",)}  # what `train syncnet` writes
 # How Stable Diffusion's folders in the form of diffusers call their U-Net: of the whole pipeline, and of its `unet` alone.
 DIFFUSERS = (
@@ -39,18 +43,17 @@ def training_file(role: str, home: str | Path | None = None, path: str | Path = 
     """
     if role not in TRAINING:
         raise UsageError(f"'{role}' is no network that training needs; they are {', '.join(TRAINING)}")
-    return _frozen(role, "training", home, path, registry)
+    return _frozen(role, "training", home, path, registry, "training")
 
 
-def _frozen(role: str, who: str, home: str | Path | None, path: str | Path, registry: Registry, otherwise: str = "") -> Path:
-    """The file of a network that `who` needs; `otherwise`: what else can be done without it."""
+def _frozen(role: str, who: str, home: str | Path | None, path: str | Path, registry: Registry, bundle: str, otherwise: str = "") -> Path:
+    """The file of a network that `who` needs, which `bundle` brings; `otherwise`: what else can be done without it."""
     remote = registry.by_role(role)[0]
     if str(path):
         return _given(Path(path).expanduser(), WHAT[role], (*OWN.get(role, ()), Path(remote.path).name, *remote.names))
     root = places.home_folder(home)
     found = _locate_equal(remote, root, registry)
     if found is None:
-        bundle = _bundle_with(role, registry)
         total = gigabytes(sum(f.size or 0 for f in registry.of(bundle)))
         looked = ", ".join(map(str, [*places.search_folders(root), places.hub_cache()]))
         raise WeightsError(
@@ -67,19 +70,46 @@ def training_state(role: str, home: str | Path | None = None, path: str | Path =
     return read_state(training_file(role, home, path, registry=registry))
 
 
+def judge_file(
+    role: str,
+    home: str | Path | None = None,
+    path: str | Path = "",
+    *,
+    otherwise: str = "",
+    checked: bool = False,
+    registry: Registry = PUBLISHED,
+) -> Path:
+    """Where a network that judges footage lies: role syncnet_v2, hyperiqa, inception, i3d, silero_vad, vgg16 or lpips.
+
+    path: a file, or a folder that holds one, instead of the published one, which is looked for in the search path. `checked`: only the published
+    content will do, for files that bring a program; the file is read once to know. Raises WeightsError that names the file, its size, the
+    command that fetches it and what `otherwise` says.
+    """
+    if role not in FOR_JUDGING:
+        raise UsageError(f"'{role}' is no network that judges footage; they are {', '.join(FOR_JUDGING)}")
+    bundle = "evaluation" if role not in JUDGES else _bundle_with(role, registry)
+    found = _frozen(role, "judging footage", home, path, registry, bundle, otherwise)
+    if checked:
+        _check(found, registry.by_role(role)[0], home)
+    return found
+
+
+def _check(path: Path, remote: RemoteFile, home: str | Path | None) -> None:
+    known = places.digest_once(path, places.home_folder(home))
+    if known != remote.sha256:
+        raise WeightsError(
+            f"{path} is not the published {Path(remote.path).name}: its sha256 is {known[:16]}..., not {str(remote.sha256)[:16]}.... "
+            "It would run a program of its own, so it is not opened; fetch it anew: latentsync models download evaluation"
+        )
+
+
 def judge_state(
     role: str, home: str | Path | None = None, path: str | Path = "", *, otherwise: str = "", registry: Registry = PUBLISHED
 ) -> dict[str, torch.Tensor]:
-    """State dict of a network that judges footage, by the names in its file: role syncnet_v2 or hyperiqa.
-
-    path: a file, or a folder that holds one, instead of the published one, which is looked for in the search path. Raises WeightsError that names
-    the file, its size, the command that fetches it and what `otherwise` says.
-    """
+    """State dict of a network that judges footage, by the names in its file; see `judge_file`."""
     from latentsync.models.load import read_state
 
-    if role not in JUDGES:
-        raise UsageError(f"'{role}' is no network that judges footage; they are {', '.join(JUDGES)}")
-    return read_state(_frozen(role, "judging footage", home, path, registry, otherwise))
+    return read_state(judge_file(role, home, path, otherwise=otherwise, registry=registry))
 
 
 def unet_in(folder: Path) -> Path:
