@@ -47,13 +47,15 @@ def text(row: Row) -> str:
     what = row.get("name", row["source"])
     where = f" {row['start']:.2f}-{row['end']:.2f} s" if "start" in row else ""
     end = "kept" if row["keep"] else f"{'failed' if row['failed'] else 'dropped'} at {row['step']}: {row['reason']}"
+    if row["kind"] == "source" and row["keep"]:  # each of its clips has an end of its own
+        end = f"usable; clips: {row['clips']}, left over: {row['left_over']}"
     lines = [f"{what}: {end}", f"  source    {row['source']}{where}"]
     if row["content"]:
         lines.append(f"  content   {row['content']}")
     if "file" in row:
         lines.append(f"  file      {row['file']}")
     for step, about in row["steps"].items():
-        numbers = ", ".join(f"{k} {said(v)}" for k, v in about.items() if k not in ("keep", "reason", "seconds"))
+        numbers = ", ".join(f"{k} {said(v)}" for k, v in about.items() if k not in ("keep", "reason", "seconds") and v not in ("", None))
         mark = "ok" if about["keep"] else "DROP"
         lines.append(f"  {step:<9} {mark:<5} {about['seconds']:.2f} s  {numbers}" + (f"  ({about['reason']})" if about["reason"] else ""))
     if "versions" in row:
