@@ -25,8 +25,8 @@ VERSION = "2"
 FPS = 25
 RATE = 16000  # Hz
 SUFFIXES = (".mp4", ".mkv")
-# Between the source and the clip, so better than both: samples differ by about one level from the source's. As quick to write and to read as can be:
-# of 1080p a quarter of the time of "veryfast" at crf 12, half of it to read, 1 dB nearer to the source, and twice as large for as long as it is there.
+# Between the source and the clip, so better than both: samples differ by about one level from the source's. As quick as can be: 1080p takes a quarter
+# of the time of "veryfast" at crf 12 to write and half of it to read, is 1 dB nearer to the source, and twice as large for as long as it is there.
 STYLE = ClipStyle(crf=14, preset="ultrafast", key_every=FPS, sound="flac")
 COPIED = ("h264", "hevc")  # codecs whose packets go into the target as they are, where only the sound has another rate
 
