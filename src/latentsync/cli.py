@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latentsync import __version__, cli_prepare, cli_train
+from latentsync import __version__, cli_evaluate, cli_prepare, cli_train
 from latentsync import options as opt
 from latentsync.errors import LatentSyncError
 
 if TYPE_CHECKING:
+    from latentsync.evaluate.short import Short
     from latentsync.pipeline import Progress, Result
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ models_app = typer.Typer(help="Find, download and look into models.", no_args_is
 app.add_typer(models_app, name="models")
 app.add_typer(cli_train.train_app, name="train")
 app.add_typer(cli_prepare.prepare_app, name="prepare")
+app.add_typer(cli_evaluate.evaluate_app, name="evaluate")
 
 
 def _either(values: tuple[str, ...]) -> str:
@@ -129,6 +131,12 @@ def sync(
     preview: Annotated[bool, typer.Option("--preview", help="Decode with the tiny autoencoder: faster and softer.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the U-Net first: minutes at the start, faster after.")] = False,
     home: Annotated[Path | None, HOME] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Say how good it is, for a few percent of the time: sync, the mask's edge, flicker, the mouth in silence, missing faces."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else on standard output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
@@ -164,12 +172,24 @@ def sync(
             with _native_output_hidden():
                 lipsync.model.faces()
         shown.say(f"syncing {face.name} to {audio.name}")
-        result = lipsync.run(face, audio, out, settings, overwrite=overwrite, points=points, progress=shown.progress)
+        looks = _looks(report)
+        result = lipsync.run(face, audio, out, settings, overwrite=overwrite, points=points, progress=shown.progress, inspect=looks)
+        if looks is not None:
+            result.report = looks.close(audio, face).plain()
     if as_json:
         typer.echo(json.dumps(result.plain()))
     else:
         for line in closing(result):
             typer.echo(line)
+
+
+def _looks(wanted: bool) -> Short | None:
+    """What looks at the frames of a job, for its report."""
+    if not wanted:
+        return None
+    from latentsync.evaluate.short import Short
+
+    return Short()
 
 
 @contextlib.contextmanager
@@ -201,6 +221,10 @@ def closing(result: Result) -> list[str]:
         lines.append(f"no face, left as they were: {spans}" + (f" and {more} more spans" if more > 0 else ""))
     if result.frames and not result.faces:
         lines.append("warning: no usable face anywhere, so only the sound is new; pass --on-missing-face error to stop at such files")
+    if result.report:
+        from latentsync.evaluate.short import lines as of_report
+
+        lines += of_report(result.report)
     return lines + [f"note: {note}" for note in result.notes]
 
 

@@ -141,7 +141,7 @@ def prepare_run(
     )
     from latentsync.prepare.engine import prepare
 
-    with _Wish() as wish, _Show() as shown:
+    with Wish() as wish, _Show() as shown:
         outcome = prepare(raw, out, config, running, progress=shown.progress, say=shown.say, stop=wish)
     _end(outcome, as_json)
 
@@ -208,14 +208,14 @@ def speed(p: Progress) -> str:
     return said + f", slowest step {p.slowest} ({p.steps[p.slowest].speed:.1f} x a process)"
 
 
-class _Wish:
+class Wish:
     """Whether Ctrl-C or a signal asked to stop. A second one does not wait."""
 
     def __init__(self) -> None:
         self._asked = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Wish:
+    def __enter__(self) -> Wish:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:

@@ -64,10 +64,7 @@ def load(name: str = "auto", *, home: str | Path | None = None, device: str | to
         judge = _demo(*sync.load_demo_judge(device))
     except WeightsError:
         raise absent from None
-    note = (
-        "judged by the package's own SyncNet, whose numbers are on another scale than published ones; SyncNet v2: latentsync models download judges"
-    )
-    return judge, note
+    return judge, "judged by the package's own SyncNet, on another scale than published numbers; for SyncNet v2: latentsync models download judges"
 
 
 def _v2(net: SyncNetV2) -> Judge:
