@@ -107,12 +107,12 @@ def correlation(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 def follow(seen: npt.ArrayLike, asked: npt.ArrayLike, reach: int = REACH) -> Follow:
     """Two curves, one value a frame (NaN: not known) -> how `seen` follows `asked`, at lags of up to `reach` frames either way."""
     seen, asked = np.asarray(seen, np.float64), np.asarray(asked, np.float64)
-    lags = range(-reach, reach + 1)
+    lags = range(-reach - 1, reach + 2)  # one more either way, for the parabola
     by_lag = np.array([correlation(seen[max(lag, 0) :], asked[max(-lag, 0) :]) for lag in lags])
-    r = float(by_lag[reach])
-    if not np.isfinite(by_lag).any():
+    r = float(by_lag[reach + 1])
+    if not np.isfinite(by_lag[1:-1]).any():
         return Follow(r, float("nan"), float("nan"))
-    at = int(np.nanargmax(by_lag))
+    at = 1 + int(np.nanargmax(by_lag[1:-1]))
     best = float(by_lag[at])
     return Follow(r, best, lags[at] + peak(by_lag, at) if best >= FOUND else float("nan"))
 

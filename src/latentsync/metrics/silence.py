@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from latentsync.errors import LatentSyncError, UsageError, WeightsError
+from latentsync.errors import LatentSyncError, UsageError
 
 Method = Literal["auto", "silero", "energy"]
 Spans = tuple[tuple[float, float], ...]
@@ -101,14 +101,11 @@ def load_silero(home: str | Path | None = None) -> Any:
             f"Silero VAD needs the package onnxruntime, which cannot be imported ({e}); `pip install 'latentsync[evaluate]'` mends it, or find "
             "speech by loudness (energy)"
         ) from e
-    file = weights.judge_file("silero_vad", home, otherwise=", or find speech by loudness (energy)")
+    file = weights.judge_file("silero_vad", home, otherwise=", or find speech by loudness (energy)", checked=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # it looks at 32 ms at a time: threads only cost
     options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except (RuntimeError, ValueError) as e:  # onnxruntime's own errors are kinds of RuntimeError
-        raise WeightsError(f"{file} is damaged or not an ONNX file ({e}); fetch it anew: latentsync models download evaluation") from e
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def silero(session: Any, samples: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ _NOISE = 6**0.5  # standard deviation of f[t-1] - 2 f[t] + f[t+1] over that of i
 
 # Points across the mask's edge at which the face is looked at, inside first. The step lies between the middle two, which leaves room for edges that
 # are ramps of up to 10 px inside the mask, as this package's paste makes them; the outer two say what slope there is anyway.
-_ACROSS = (-15.0, -7.0, 1.0, 9.0)
+_ACROSS = (-14.5, -6.0, 2.5, 11.0)
 _LEFT, _RIGHT, _LOW = 60.0, 196.0, 205.0  # columns and row by which the edge is told into its left, right and lower part, and the rest, at the nose
 _SPACING = 2.0  # of points along the edge
 _ALONG = 7  # points along the edge that are averaged: an edge runs on, texture does not

@@ -82,7 +82,7 @@ def judge_file(
     """Where a network that judges footage lies: role syncnet_v2, hyperiqa, inception, i3d, silero_vad, vgg16 or lpips.
 
     path: a file, or a folder that holds one, instead of the published one, which is looked for in the search path. `checked`: only the published
-    content will do, for files that bring a program; the file is read once to know. Raises WeightsError that names the file, its size, the
+    content will do, for files that bring a program or a graph; the file is read once to know. Raises WeightsError that names the file, its size, the
     command that fetches it and what `otherwise` says.
     """
     if role not in FOR_JUDGING:
@@ -99,7 +99,7 @@ def _check(path: Path, remote: RemoteFile, home: str | Path | None) -> None:
     if known != remote.sha256:
         raise WeightsError(
             f"{path} is not the published {Path(remote.path).name}: its sha256 is {known[:16]}..., not {str(remote.sha256)[:16]}.... "
-            "It would run a program of its own, so it is not opened; fetch it anew: latentsync models download evaluation"
+            "Only that one is opened: another could run a program of its own, or judge otherwise. Run: latentsync models download evaluation"
         )
 
 
