@@ -15,6 +15,7 @@ from latentsync.prepare.records import Span, from_plain, to_plain
 from latentsync.prepare.store import Local, Remote, is_remote, open_store
 from latentsync.prepare.work import clip_name, read_record, write_record
 from tests.prepare.films import config, film, result, running
+from tests.prepare.s3 import s3_server
 
 
 @dataclass(frozen=True)
@@ -109,4 +110,31 @@ def test_addresses_give_what_folders_give(tmp_path: Path) -> None:
     begun = len(log.read_text().splitlines())
     prepare(f"file://{tmp_path}/raw", f"file://{tmp_path}/far", config(), running(1))
     assert len(log.read_text().splitlines()) == begun
+    assert not list((tmp_path / "far" / ".work" / "scratch").glob("*"))
+
+
+def test_objects_behind_s3_give_what_folders_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs")
+    log = tmp_path / "log"
+    for i in range(2):
+        film(tmp_path / "raw" / f"{i}.mp4", log, name=f"{i}", fps=25 + i % 2, offset=i, quality=39.0 + i)
+    prepare(tmp_path / "raw", tmp_path / "near", config(), running(1))
+    with s3_server() as (address, objects):
+        for name, value in {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        for path in (tmp_path / "raw").iterdir():
+            objects[f"films/raw/{path.name}"] = path.read_bytes()
+        before = dict(objects)
+        for turn in range(2):
+            begun = len(log.read_text().splitlines())
+            prepare("s3://films/raw", "s3://films/out", config(), running(1))
+            assert turn == 0 or len(log.read_text().splitlines()) == begun, "what is there is not done again"
+        assert {name: objects[name] for name in before} == before, "footage is only read"
+        for name, data in objects.items():
+            if name.startswith("films/out/"):
+                target = tmp_path / "far" / name.removeprefix("films/out/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+    assert result(tmp_path / "far") == result(tmp_path / "near")
+    assert len(result(tmp_path / "far")[1]) > 0
     assert not list((tmp_path / "far" / ".work" / "scratch").glob("*"))
