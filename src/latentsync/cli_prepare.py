@@ -283,10 +283,10 @@ class _Show(Show):
 
     def progress(self, p: Progress) -> None:
         if self._terminal:
-            self._advance(p.files_done, p.files, f"{p.kept} of {p.clips} clips kept, {speed(p)}")
+            self._advance(p.files_done, p.files, _so_far(p))
         elif p.seconds - self._told > self.EVERY:
             self._told = p.seconds
-            typer.echo(f"{p.files_done} of {p.files} files, {p.kept} of {p.clips} clips kept, {speed(p)}", err=True)
+            typer.echo(f"{p.files_done} of {p.files} files, {_so_far(p)}", err=True)
 
 
 # What was made
