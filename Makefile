@@ -14,7 +14,7 @@ help:
 	@echo "make demo   lip-sync the sample that ships with the package, by the model that ships with it"
 	@echo "make test   linters, type checker and all tests"
 	@echo "make venv   only set up $(VENV)"
-	@echo "make docs   write docs/cli.md from the command's help"
+	@echo "make docs   write docs/cli.md from the command's help, and the metrics of docs/evaluate.md"
 	@echo "make bench  measure, and write docs/benchmarks.md"
 
 venv: $(READY)
@@ -35,6 +35,7 @@ test: lint
 
 docs: $(READY)
 	$(BIN)/python tools/make_cli_docs.py docs/cli.md
+	$(BIN)/python tools/make_metric_docs.py docs/evaluate.md
 
 demo: $(READY)
 	$(BIN)/latentsync demo -o demo --overwrite

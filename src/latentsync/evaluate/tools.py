@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "quality": ("hyperiqa", "sharpness"),
     "identity": ("identity",),
     "flicker": ("flicker", "flicker_excess"),
-    "seam": ("seam",),
+    "seam": ("seam", "seam_step"),
     "jitter": ("jitter", "paste_offset"),
     "silence": ("silence_motion", "silence_speed"),
     "faces": ("faces_missing",),

@@ -408,15 +408,13 @@ class _Flicker(Meter):
     def __init__(self, tools: Tools) -> None:
         super().__init__(tools)
         self._flicker = temporal.Flicker()
-        self._with: bool | None = None
         self._fps = 25.0
 
     def add(self, moment: Moment) -> None:
-        true = moment.reference_crop
-        if self._with is None and moment.crop is not None:
-            self._with = true is not None
-        if moment.crop is not None and (true is not None) == self._with:
-            self._flicker.add(moment.crop, true)
+        if moment.crop is None or moment.face.cut:  # what changes with the shot is no flicker
+            self._flicker.gap()
+        else:
+            self._flicker.add(moment.crop, moment.reference_crop)
 
     def values(self, end: _End) -> dict[str, float]:
         self._fps = end.fps
@@ -438,7 +436,7 @@ class _Seam(Meter):
 
     def add(self, moment: Moment) -> None:
         if moment.crop is not None:
-            self._seam.add(moment.crop)
+            self._seam.add(moment.crop, moment.source_crop)
 
     def values(self, end: _End) -> dict[str, float]:
         if not end.faces:
@@ -454,7 +452,9 @@ class _Jitter(Meter):
         self._jitter = temporal.Jitter()
 
     def add(self, moment: Moment) -> None:
-        if moment.crop is not None and moment.source_crop is not None:
+        if moment.crop is None or moment.source_crop is None or moment.face.cut:
+            self._jitter.gap()
+        else:
             self._jitter.add(moment.crop, moment.source_crop)
 
     def values(self, end: _End) -> dict[str, float]:
@@ -641,6 +641,8 @@ class _Work:
             return self._tools.absent("hyperiqa")
         if key == "flicker_excess" and not end.reference:
             return NO_REFERENCE
+        if key == "seam_step" and not end.source:
+            return NO_SOURCE
         if not end.faces:
             return NO_FACE
         return "too little to measure it: the videos are too short, of different sizes, or nothing in them moves"
