@@ -208,6 +208,10 @@ def speed(p: Progress) -> str:
     return said + f", slowest step {p.slowest} ({p.steps[p.slowest].speed:.1f} x a process)"
 
 
+def _so_far(p: Progress) -> str:
+    return ", ".join(words for words in (f"{p.kept} of {p.clips} clips kept", speed(p)) if words)
+
+
 class Wish:
     """Whether Ctrl-C or a signal asked to stop. A second one does not wait."""
 
