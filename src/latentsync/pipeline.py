@@ -77,6 +77,7 @@ class Result:
     guidance: float = 0.0
     scheduler: str = ""
     notes: list[str] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)  # the short form of an evaluation (`evaluate.short`), where one was asked for
 
     @property
     def seconds_per_second(self) -> float:
@@ -101,6 +102,7 @@ class Result:
             "guidance": self.guidance,
             "scheduler": self.scheduler,
             "notes": self.notes,
+            **({"report": self.report} if self.report else {}),
         }
 
 
@@ -169,8 +171,9 @@ class LipSync:
         overwrite: bool = False,
         points: str | Path | None = None,
         progress: Callable[[Progress], None] | None = None,
+        inspect: Callable[[Finished, Frame], None] | None = None,
     ) -> Result:
-        """`sync` with its options already made."""
+        """`sync` with its options already made. `inspect` sees every frame once it is pasted and handed to the encoder, in order."""
         began = time.monotonic()
         with open_video(video) as source:
             sound = open_audio(audio, beside=video)
@@ -189,8 +192,11 @@ class LipSync:
             )
 
             def finish(item: Finished) -> None:
-                writer.write(self._paste(item, chosen))
+                frame = self._paste(item, chosen)
+                writer.write(frame)
                 report.frame(item)
+                if inspect is not None:
+                    inspect(item, frame)
 
             with writer, Behind(finish, WRITE_BEHIND, "write") as sink:
 

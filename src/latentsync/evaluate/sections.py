@@ -16,6 +16,7 @@ from latentsync.metrics.catalogue import METRICS
 from latentsync.page import escape, number
 
 LISTED = ("sync_confidence", "sync_offset", "lip_r", "lmd", "ssim_mouth", "lpips_mouth", "seam", "flicker", "silence_motion", "faces_missing")
+BRIEF = ("sync_confidence", "sync_offset", "lmd", "ssim_mouth", "seam", "flicker", "silence_motion")  # beside a case
 _LISTED_MOST = 1000
 _REASONS_MOST = 500
 _APART = 3  # frames of offset that viewers notice
@@ -189,7 +190,8 @@ def _paper(systems: Sequence[System]) -> str:
 def _worst(systems: Sequence[System], shown: Sequence[tuple[str, str, cases.Shown]], worst_by: str) -> str:
     if not shown:
         return ""
-    parts = [f"<p class='none'>By {escape(in_words(worst_by))}, then the worst by other metrics. Clips have sound.</p>"]
+    sound = " Clips have sound." if any(pictures.clip for _, _, pictures in shown) else ""
+    parts = [f"<p class='none'>By {escape(in_words(worst_by))}, then the worst by other metrics.{sound}</p>"]
     for i, (name, why, pictures) in enumerate(shown):
         rows = [(system, system.rows[name]) for system in systems if name in system.rows]
         said = dict.fromkeys([*pictures.reasons, *(note for _, row in rows for note in row.notes)])
@@ -247,9 +249,9 @@ def _case_curve(name: str, rows: Sequence[tuple[System, Row]], pictures: cases.S
 
 
 def _case_values(rows: Sequence[tuple[System, Row]], several: bool) -> str:
-    """The values that are listed of all videos, and behind a line to click all of them."""
+    """The most telling values, and behind a line to click all of them."""
     keys = [key for key in METRICS if any(key in row.values for _, row in rows)]
-    first = [key for key in LISTED if key in keys]
+    first = [key for key in BRIEF if key in keys]
 
     def value(system: System, row: Row, key: str) -> str:
         if key not in row.values:
