@@ -12,8 +12,8 @@ from latentsync.errors import InputError, UsageError
 from latentsync.prepare import manifest
 from latentsync.prepare.engine import prepare
 from latentsync.prepare.records import Span, from_plain, to_plain
-from latentsync.prepare.store import Local, Remote, is_remote, open_store
-from latentsync.prepare.work import clip_name, read_record, write_record
+from latentsync.prepare.store import Local, Remote, fetch, is_remote, open_store
+from latentsync.prepare.work import Job, Setting, Worker, clip_name, read_record, write_record
 from tests.prepare.films import config, film, result, running
 from tests.prepare.s3 import s3_server
 
@@ -99,8 +99,10 @@ def test_a_far_store_keeps_and_gives_back(tmp_path: Path) -> None:
     store.forget()
 
 
-def test_addresses_give_what_folders_give(tmp_path: Path) -> None:
+def test_addresses_give_what_folders_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fsspec")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))  # of the processes
     log = tmp_path / "log"
     for i in range(2):
         film(tmp_path / "raw" / f"{i}.mp4", log, name=f"{i}", fps=25 + i % 2, offset=i, quality=39.0 + i)
@@ -111,6 +113,37 @@ def test_addresses_give_what_folders_give(tmp_path: Path) -> None:
     prepare(f"file://{tmp_path}/raw", f"file://{tmp_path}/far", config(), running(1))
     assert len(log.read_text().splitlines()) == begun
     assert not list((tmp_path / "far" / ".work" / "scratch").glob("*"))
+    assert not list((tmp_path / "tmp").iterdir()), "what was fetched is cleared away"
+
+
+def test_a_resampled_film_is_fetched_once_for_all_its_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    fetched: list[str] = []
+
+    def noted(system: object, far: str, near: Path) -> None:
+        fetched.append(Path(far).name.split(".", 1)[1])
+        fetch(system, far, near)
+
+    monkeypatch.setattr("latentsync.prepare.store.fetch", noted)
+    setting = Setting(f"memory://{tmp_path.name}/out", config(), running(1))
+    films = [film(tmp_path / f"{i}.mp4", tmp_path / "log", name=f"{i}", fps=26) for i in range(2)]
+    spans = [Span(Fraction(k, 10), Fraction(k + 1, 10)) for k in range(3)]
+
+    def work_on(worker: Worker, path: Path, *spans: Span | None) -> str:
+        digest = worker(Job(str(path), 1), lambda *_: None).digest
+        for span in spans:
+            assert worker(Job(str(path), 1, digest, span), lambda *_: None).spent
+        return digest
+
+    first = Worker(setting, 0)
+    work_on(first, films[0], None, *spans)
+    assert "film.mp4" not in fetched, "the process that made it has it"
+    other = Worker(setting, 1)
+    work_on(other, films[1], None)
+    for span in spans:
+        later = Span(span.start + Fraction(1, 100), span.end)
+        work_on(other, films[0], later)
+    assert fetched.count("film.mp4") == 1
 
 
 def test_objects_behind_s3_give_what_folders_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

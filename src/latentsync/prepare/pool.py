@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from latentsync import errors
 
 _START_LIMIT = 300.0  # seconds until a fresh process begins its first task: it imports much, and network disks are slow
+_LEAVE_LIMIT = 5.0  # seconds that idle processes have to end in good order
 _TASKS_EACH = 500  # then a process is replaced: what libraries leak is bounded
 
 Tell = Callable[[str, float], None]  # (step, seconds it may take): says that a step begins
@@ -112,10 +113,16 @@ class Pool:
             connection.wait([p for w in working for p in (w.pipe, w.process.sentinel)], None if pause == math.inf else pause)
 
     def close(self) -> None:
-        """End all processes at once, whatever they do."""
-        for worker in self._workers:
-            if worker is not None:
-                worker.end()
+        """End all processes: at once what works on something; the others leave by themselves, and clear away what they fetched."""
+        there = [w for w in self._workers if w is not None]
+        idle = [w for w in there if w.task is None]
+        for worker in idle:
+            worker.pipe.close()
+        until = time.monotonic() + _LEAVE_LIMIT
+        for worker in idle:
+            worker.process.join(max(0.0, until - time.monotonic()))
+        for worker in there:
+            worker.end()
         self._workers = [None] * len(self._workers)
 
 

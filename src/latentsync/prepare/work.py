@@ -107,6 +107,7 @@ class Worker:
         devices = setting.running.devices
         self._device, self._number = devices[number % len(devices)], number
         self._fetched = Fetched()
+        self._held = ""  # the content whose files are kept here, where results lie behind an address
         self._made: dict[Any, Any] = {}
 
     def __call__(self, job: Job, tell: Tell) -> Worked:
@@ -118,6 +119,9 @@ class Worker:
             path = self._fetched.path(job.path)
         except InputError as e:
             return Worked(error=_without(str(e), job.path))
+        if isinstance(self._store, Remote) and job.digest != self._held:
+            self._store.forget()  # until then the resampled film is fetched only once for all clips of it
+        self._held = job.digest
         spent: list[Spent] = []
         if job.span is None:
             self._do(job, path, None, tell, limit, spent)
@@ -126,8 +130,6 @@ class Worker:
             source = flow.source_way(read_record(self._store, job.digest), self._config, self._running.steps, find)
             if not source.todo:
                 self._do(job, path, source, tell, limit, spent)
-        if isinstance(self._store, Remote):
-            self._store.forget()
         return Worked(digest=job.digest, spent=tuple(spent))
 
     def _do(self, job: Job, path: Path, source: flow.Way | None, tell: Tell, limit: float, spent: list[Spent]) -> None:
