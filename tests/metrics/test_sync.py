@@ -15,11 +15,14 @@ from latentsync.config import SyncNetConfig
 from latentsync.errors import InputError, WeightsError
 from latentsync.face import align
 from latentsync.face.protocols import Face
+from latentsync.media.clip import read_audio
 from latentsync.media.picture import Picture
 from latentsync.media.video import open_video
 from latentsync.metrics import sync
 from latentsync.models.load import load_state
+from latentsync.models.syncnet import SyncNet
 from latentsync.models.syncnet_v2 import SyncNetV2
+from tests.metrics.conftest import rendered
 
 # --- distances
 
@@ -42,6 +45,31 @@ def test_sound_that_comes_late_is_found_there(late: int):
     by_cosine = sync.reading(sync.cosine_distances(own))
     assert by_cosine.offset == -late
     assert 0.5 < by_cosine.confidence < 1.5
+
+
+def test_every_planted_offset_of_ten_frames_either_way_is_found():
+    lips = vectors(60, 1)
+    for early in range(-10, 11):
+        found = sync.reading(sync.distances(lips, torch.roll(lips, -early, 0) + 0.1 * vectors(60, 2)))
+        assert found.offset == early
+        assert found.fine == pytest.approx(early, abs=0.1)
+
+
+@pytest.mark.parametrize("early", [-9.3, -0.4, 0.0, 0.15, 3.5, 9.7])
+def test_an_offset_between_frames_is_found_to_a_tenth(early: float):
+    """Vectors that turn with time, as those of windows that overlap do: the distance is least at the offset, and nearly a parabola around it."""
+    ways = torch.randn(6, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rates = torch.linspace(0.05, 0.3, 3, dtype=torch.float64)
+
+    def at(places: Tensor) -> Tensor:
+        turned = places[:, None] * rates
+        return torch.cat([turned.sin(), turned.cos()], dim=1) @ ways
+
+    places = torch.arange(80, dtype=torch.float64)
+    unit = [torch.nn.functional.normalize(at(p)) for p in (places, places + early)]
+    found = sync.reading(sync.cosine_distances(unit[0] @ unit[1].T))
+    assert found.fine == pytest.approx(early, abs=0.1)
+    assert abs(found.fine - found.offset) <= 0.5
 
 
 def test_strangers_have_no_confidence():
@@ -319,6 +347,47 @@ def test_the_judge_of_the_package_has_the_published_sign(early: int):
         sync.judged_by_demo(Plain(config), config, *flashes(7, 0))
     with pytest.raises(InputError, match=r"its sound lasts 0\.20 s, less than the 8 frames"):
         sync.judged_by_demo(Plain(config), config, flashes(20, 0)[0], np.zeros(3200))
+
+
+class Remembering(nn.Module):
+    """A SyncNet that sees the same frames once only, however often they are judged against other sounds."""
+
+    def __init__(self, net: SyncNet) -> None:
+        super().__init__()
+        self.net, self.seen = net, {}
+
+    def forward(self, frames: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
+        key = frames.double().sum().item()
+        if key not in self.seen:
+            self.seen[key] = self.net.see(frames)
+        return self.seen[key], self.net.hear(mel)
+
+
+def test_the_judge_of_the_package_finds_offsets_planted_into_a_clip_to_a_tenth_of_a_frame(corpus: Path):
+    """The sound is moved sample by sample. A clip has an error of its own, some 0.2 frames, so its unmoved reading is taken off."""
+    try:
+        config, net = sync.load_demo_judge()
+    except WeightsError as e:
+        pytest.skip(str(e))
+    judge = Remembering(net)
+    faces = rendered(corpus, 2080, 64, config.resolution)
+    samples = read_audio(corpus / "clip_002080.mp4")[: 64 * 640]
+    places = np.arange(len(samples))
+
+    def read(early: float) -> sync.SyncReading:
+        return sync.judged_by_demo(judge, config, faces, np.interp(places + early * 640, places, samples, left=0, right=0).astype(np.float32))
+
+    true = read(0.0)
+    assert abs(true.fine) < 0.5
+    assert true.confidence > 0.1
+    for early in (-10, -3, 10):
+        assert read(early).offset == early
+    for early in (0.4, 2.3, -5.7):
+        assert read(early).fine - true.fine == pytest.approx(early, abs=0.12)
+    other = read_audio(corpus / "clip_002081.mp4")[: 64 * 640]
+    still = np.repeat(faces[:1], 64, axis=0)
+    for wrong in (sync.judged_by_demo(judge, config, faces, other), sync.judged_by_demo(judge, config, still, samples)):
+        assert wrong.distances[15] > true.distances[15] + 0.1  # unmoved: of other words, and of lips that stand still
 
 
 def test_aligned_faces_are_cut_out_of_a_whole_picture(sample: Path):
