@@ -22,6 +22,8 @@ from tests.conftest import invoked
 from tests.prepare.films import in_this_process, rows
 from tests.prepare.planted import CUT, FRAMES, PER_FRAME, SEEDS, head, plant
 
+pytestmark = pytest.mark.slow
+
 JUDGED = shipped.file(shipped.JUDGE) is not None  # the package's own SyncNet is there
 WORDS = ("--face-backend", "demo", "--quality-model", "sharpness", "--least", 2, "--most", 4, "--min-face", 64, "--one-person", "--jobs", 1)
 SYNC = ("--sync-model", "demo") if JUDGED else ("--skip", "sync")
