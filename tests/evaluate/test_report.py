@@ -213,7 +213,7 @@ class Everywhere:
         return [Face((0.6 * w, 0.3 * h, 0.8 * w, 0.6 * h), 1.0, np.zeros((5, 2), np.float32))]
 
     def landmarks(self, picture, near):
-        marks = [*np.zeros((68, 2), np.float32), 0.7 * picture.width, 0.45 * picture.height]
+        marks = np.tile(np.float32([0.7 * picture.width, 0.45 * picture.height]), (68, 1))
         marks[17:22] += [-0.05 * picture.width, -0.08 * picture.height]
         marks[22:27] += [0.05 * picture.width, -0.08 * picture.height]
         return Face(near.box, 1.0, marks)
