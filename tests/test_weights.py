@@ -593,12 +593,16 @@ def test_what_judges_footage_is_named_and_not_part_of_any_model(tiny: Path) -> N
         assert part in str(e.value).replace("\n", " ")
     with pytest.raises(WeightsError, match=r"HyperIQA, and koniq_pretrained.pkl \(0.11 GB\)"):
         weights.judge_state("hyperiqa")
-    with pytest.raises(UsageError, match="they are syncnet_v2, hyperiqa"):
-        weights.judge_state("vgg16")
+    with pytest.raises(WeightsError, match=r"Inception-v3 \(FID\), and pt_inception-.*download evaluation \(0.70 GB in all\)"):
+        weights.judge_file("inception")
+    with pytest.raises(UsageError, match="they are syncnet_v2, hyperiqa, inception, i3d, silero_vad, vgg16, lpips"):
+        weights.judge_state("unet")
     mine = tiny / "syncnet_v2.model"
     torch.save({"a": torch.ones(1)}, mine)
     assert list(weights.judge_state("syncnet_v2", path=tiny)) == list(weights.judge_state("syncnet_v2", path=mine)) == ["a"]
-    assert not set(weights.resolve(tiny, need=()).files) & set(weights.JUDGES)
+    with pytest.raises(WeightsError, match=r"is not the published i3d_torchscript.pt: its sha256 is"):
+        weights.judge_file("i3d", path=mine, checked=True)
+    assert not set(weights.resolve(tiny, need=()).files) & {*weights.JUDGES, *weights.EVALUATION}
 
 
 def test_files_of_the_published_project_are_found_for_training(judges: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
