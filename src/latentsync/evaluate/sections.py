@@ -178,7 +178,7 @@ def _several(systems: Sequence[System], key: str) -> str:
 def _paper(systems: Sequence[System]) -> str:
     """The paper's numbers, where the same data was judged by the same network."""
     data = {str(s.results.settings.get("data", "")).casefold() for s in systems}
-    if len(data) != 1 or not data & set(PAPER) or any("v2" not in judge for judge in of_all(systems, "judge") or [""]):
+    if len(data) != 1 or not data & set(PAPER) or of_all(systems, "judge") != ["syncnet"]:
         return ""
     head, *rows = PAPER[data.pop()]
     return "<h3>The paper's own numbers on the same data (arXiv 2412.09262)</h3>" + page.table(head, rows)
