@@ -42,7 +42,7 @@ _ALL = (
         "sync_offset_fine", "Sync offset, fine", "frames of 1/25 s", "zero", ("audio",),
         "The same with its fraction: the bottom of a parabola through the smallest mean distance and its two neighbours.",
         "own",
-        "Every judge has a constant error of its own, part of a frame; compare videos with each other.",
+        "A shift of 0.1 frame shows, but every clip has an error of its own, 0.2 frames and more: compare versions of one clip.",
     ),
     Metric(
         "sync_distance", "Sync distance", "", "lower", ("audio",),
@@ -66,7 +66,7 @@ _ALL = (
         "lmd", "Landmark distance (LMD)", "% of the eye distance", "lower", ("reference",),
         "20 points of the mouth, less their mean, against those of the true video: mean distance, in % of the distance between the eyes.",
         "Chen et al. 2018, per size of the face",
-        "The face finder's own error of 1 to 2 % is in it, and a blurred mouth can have the right shape. Another way to say the same "
+        "The face finder's own error, 1 % at best, is in it, and a blurred mouth can have the right shape. Another way to say the same "
         "words counts as wrong. No number of a paper compares: their size and face finder are not known.",
     ),
     Metric(
@@ -205,13 +205,13 @@ _ALL = (
         "silence_motion", "Mouth movement in silence", "of that in speech", "lower", ("audio",),
         "Mean change of the lips' opening a second while nobody speaks (0.2 s away from speech), over that in speech.",
         "own; speech by Silero VAD, or by loudness, as named",
-        "Landmarks tremble by themselves, so a still mouth has some 0.1. Swallowing and smiling are movement. By loudness, music passes for speech.",
+        "Landmarks tremble by themselves, so a still mouth has some 0.05 to 0.1. Swallowing and smiling are movement. By loudness, music passes for speech.",
     ),
     Metric(
         "silence_speed", "Mouth movement in silence, absolute", "eye distances a second", "lower", ("audio",),
         "The same not divided, for videos without any speech.",
         "own",
-        "As above: a resting face has 0.05 to 0.2.",
+        "As above: a resting face has 0.03 to 0.1.",
     ),
     Metric(
         "faces_missing", "Frames without a face", "share", "lower", (),

@@ -17,7 +17,7 @@ from latentsync.face.protocols import Face
 # The 20 points of the mouth: 12 around the outer edge of the lips, 8 around the inner, from the corner on the picture's left over the upper lip.
 MOUTH: dict[int, tuple[int, ...]] = {
     68: tuple(range(48, 68)),
-    478: (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87),
+    478: (61, 39, 37, 0, 267, 269, 291, 321, 314, 17, 84, 91, 78, 81, 13, 311, 308, 402, 14, 178),  # those nearest to the 68's, on drawn heads
 }
 REACH = 6  # frames of lag either way: a quarter of a second at 25 a second
 LEAST = 10  # frames from which a correlation is spoken of

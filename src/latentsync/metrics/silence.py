@@ -149,7 +149,7 @@ def stillness(openings: npt.ArrayLike, speaking: Spans, fps: float = 25.0) -> St
     """Opening of the lips frame by frame (`lips.opening`; NaN: not known) and when somebody speaks -> how much the lips move in silence.
 
     The change from one frame to the next lies at the time between them. What is nearer than MARGIN to speech counts as neither. Landmarks tremble
-    by themselves: of a resting face `silent` has some 0.05 to 0.2, not 0.
+    by themselves: of a resting face `silent` has some 0.03 to 0.1, not 0.
     """
     curve = np.asarray(openings, np.float64)
     moves = np.abs(np.diff(curve)) * fps
