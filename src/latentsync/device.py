@@ -66,6 +66,12 @@ def choose(device: str = "auto", dtype: str = "auto") -> Compute:
     return Compute(found, torch.float32, f"{why}; fp32: {measured}, not worth it")
 
 
+def dealt(number: int) -> torch.device:
+    """The device of process `number` of several on this machine: all CUDA GPUs in turn, else what auto takes."""
+    found = choose("auto", "fp32").device
+    return torch.device("cuda", number % torch.cuda.device_count()) if found.type == "cuda" else found
+
+
 def _device(name: str) -> tuple[torch.device, str]:
     if name == "auto":
         if torch.cuda.is_available():

@@ -88,12 +88,9 @@ def _device(g: Given) -> str:
         return g.device
 
     def choose() -> str:
-        import torch
+        from latentsync.device import dealt
 
-        from latentsync import device
-
-        chosen = device.choose("auto", "fp32").device
-        return str(torch.device("cuda", g.number % torch.cuda.device_count()) if chosen.type == "cuda" else chosen)
+        return str(dealt(g.number))
 
     name: str = g.tools("device", choose)
     return name
