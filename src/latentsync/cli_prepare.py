@@ -65,6 +65,12 @@ MIN_SYNC = typer.Option("--min-sync", metavar="CONFIDENCE", help="Drop clips bel
 MAX_OFFSET = typer.Option("--max-offset", metavar="FRAMES", help="Drop clips whose sound is further off; of the others it is moved into sync.")
 QUALITY_MODEL = typer.Option("--quality-model", metavar="hyperiqa|sharpness", help="What judges quality: HyperIQA, or a plain measure.")
 MIN_QUALITY = typer.Option("--min-quality", metavar="SCORE", help="Drop clips below; by default 40 for hyperiqa, 30 on the scale of sharpness.")
+LOOK_AT = {  # options by which steps drop less
+    "segments": "--least and --keep-short",
+    "faces": "--min-face, --min-share, --max-yaw, --one-person and --face-backend",
+    "sync": "--min-sync and --max-offset",
+    "quality": "--min-quality",
+}
 OVERWRITE = typer.Option("--overwrite", help="Replace what exists.")
 
 
@@ -197,6 +203,9 @@ def closing(outcome: Outcome) -> list[str]:
     else:
         lines.append("this run: nothing had to be measured")
     lines += [f"note: {note}" for note in outcome.notes[:20]]
+    if outcome.tally is not None and not outcome.tally.kept and outcome.tally.reasons:
+        (step, _), _ = outcome.tally.reasons.most_common(1)[0]
+        lines.append(f"nothing was kept; most was dropped at {step}" + (f": look at {LOOK_AT[step]}" if step in LOOK_AT else ""))
     return [*lines, f"{outcome.out}: report.html, report.txt, manifest.jsonl, clips/"]
 
 

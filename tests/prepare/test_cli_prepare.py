@@ -45,8 +45,10 @@ def test_raw_and_out_are_enough(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Running, "__init__", _stand_in(Running.__init__))
     words = ("--least", 0.1, "--most", 0.2, "--jobs", 1, "--device", "cpu", "--skip", "quality", "--order", "quality,sync")
     done = run("raw", "out", *words)
-    assert "3 clips kept of 3" in done.stdout
+    assert "3 of 3 clips kept" in done.stdout
     assert "report.html" in done.stdout
+    assert "nothing was kept" not in done.stdout
+    assert "nothing was kept; most was dropped at sync: look at --min-sync" in run("raw", "out", *words, "--min-sync", 8).stdout
     told = json.loads(run("run", "raw", "out", *words, "--min-sync", 8, "--json").stdout)
     assert (told["clips"], told["kept"], told["steps"]) == (3, 0, {})
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".work", "clips", "manifest.jsonl", "prepare.json", "report.html", "report.txt"]

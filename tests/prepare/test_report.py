@@ -66,11 +66,12 @@ def test_a_manifest_adds_up(store: Local) -> None:
     assert total.failed == [("broken.mp4", "damaged at 3.1 s")]
     assert total.reasons["sync", "confidence ... is below ..."] == 1
     assert [dict(c) for c in total.bins] == [{30: 1}, {18: 2}, {360: 1, 55: 1}, {0: 1, 9: 1}, {24: 1}]
+    assert total.reasons["segments", "... s are shorter than 5 s"] == 1, "the threshold stays"
     assert total.times["faces"] == [3, 3.0, 6.0]
     assert total.times["check"] == [1, 0.5, 6.0]
     assert total.slowest == "faces"
     words = report.text(total)
-    assert "1 clips kept of 3, 2.0 s of 6.0 s of footage in 3 files" in words
+    assert "1 of 3 clips kept, 2.0 s of 6.0 s of footage in 3 files" in words
     assert "broken.mp4: damaged at 3.1 s" in words
 
 

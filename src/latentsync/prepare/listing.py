@@ -49,6 +49,8 @@ def write_split(
     strange = next((path for path, content in clips if not content), None)
     if strange is not None:
         raise InputError(f"which video {strange} was cut from is not known; split lists of folders that `latentsync prepare RAW OUT` wrote")
+    if not clips:
+        raise InputError("there is no clip to list: `latentsync prepare` kept none, and its report.html says why")
     draws = sorted((_draw(content, seed), content) for content in {content for _, content in clips})
     if len(draws) < 2:
         raise InputError(f"all clips are of {len(draws)} source video{'s' * (not draws)}; at least two are needed to hold one out")

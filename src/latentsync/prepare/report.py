@@ -197,8 +197,8 @@ def _sample(total: Tally, row: Row) -> None:
 
 
 def _wordless(reason: str) -> str:
-    """A reason without its numbers, so that equal ones add up."""
-    return re.sub(r"[-+]?\d+(?:[.,x]\d+)*", "...", reason)
+    """A reason without its numbers, but for the threshold behind "than", so that equal ones add up."""
+    return re.sub(r"(?<!than )(?<!than the )(?<![\d.,x])[-+]?\d+(?:[.,x]\d+)*", "...", reason)
 
 
 def _settings(store: Store) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def hours(seconds: float) -> str:
 
 def text(total: Tally) -> str:
     """The summary in lines of text."""
-    lines = [f"{total.kept} clips kept of {total.clips}, {hours(total.kept_seconds)} of {hours(total.film)} of footage in {total.files} files"]
+    lines = [f"{total.kept} of {total.clips} clips kept, {hours(total.kept_seconds)} of {hours(total.film)} of footage in {total.files} files"]
     if total.same:
         lines.append(f"{_same(total)}, and prepared once")
     lines += ["", "step        left        length"]
