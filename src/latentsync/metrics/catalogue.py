@@ -205,7 +205,7 @@ _ALL = (
         "silence_motion", "Mouth movement in silence", "of that in speech", "lower", ("audio",),
         "Mean change of the lips' opening a second while nobody speaks (0.2 s away from speech), over that in speech.",
         "own; speech by Silero VAD, or by loudness, as named",
-        "Landmarks tremble by themselves, so a still mouth has some 0.05 to 0.1. Swallowing and smiling are movement. By loudness, music passes for speech.",
+        "Landmarks tremble, so a still mouth has some 0.05 to 0.1. Swallowing and smiling are movement. By loudness, music passes for speech.",
     ),
     Metric(
         "silence_speed", "Mouth movement in silence, absolute", "eye distances a second", "lower", ("audio",),
