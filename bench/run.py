@@ -31,6 +31,7 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     "speech": ("Speech", ["speech.py"]),
     "networks": ("Networks on the CPU", ["networks.py"]),
     "training": ("Training", ["training.py"]),
+    "evaluate": ("Evaluation", ["evaluate.py"]),
     "prepare": ("Preparing footage", ["prepare.py"]),
 }
 
