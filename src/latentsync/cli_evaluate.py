@@ -224,13 +224,15 @@ def evaluate_report(
     results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Folders that `pairs` or `compare` wrote: a system each.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write; needs no network.")] = Path("report.html"),
     title: Annotated[str, typer.Option("--title", metavar="TEXT", help="What it is called.")] = "",
+    worst_by: Annotated[str, typer.Option("--worst-by", metavar="METRIC", help="The metric by which cases come worst first.")] = "sync_confidence",
     no_clips: Annotated[bool, typer.Option("--no-clips", help="Pictures only, no playable clips: a smaller file.")] = False,
+    paper: Annotated[str, typer.Option("--paper", metavar="hdtf", help="Quote the paper's numbers beside: only where the videos are of HDTF.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Results as one HTML page: systems beside each other, distributions, sync over time, the worst cases to look at."""
     from latentsync.evaluate.report import report
 
-    typer.echo(f"{report(results, out, title=title, overwrite=overwrite, clips=not no_clips)}")
+    typer.echo(f"{report(results, out, title=title, overwrite=overwrite, clips=not no_clips, worst_by=worst_by, paper=paper)}")
 
 
 def settings(words: Sequence[str]) -> dict[str, Any]:

@@ -144,6 +144,19 @@ def test_nothing_good_is_a_page_too(tmp_path):
     assert "No value of any video" in shown.text
 
 
+def test_the_paper_is_quoted_on_demand_in_what_is_measured_too(tmp_path):
+    folder = results(tmp_path / "a", [row("a", 5.0, lse_c=5.0)], judge="syncnet")
+    assert "8.9" not in written([folder], tmp_path, most=0).text
+    shown = written([folder], tmp_path, most=0, paper="hdtf", overwrite=True)
+    assert "The paper's own numbers on HDTF" in shown.text
+    assert "8.9" in shown.text
+    assert "7.22" not in shown.text, "no FID here"
+    other = results(tmp_path / "b", [row("a", 5.0)])
+    assert "None of the metrics that the paper tells" in written([other], tmp_path, most=0, paper="hdtf", overwrite=True).text
+    with pytest.raises(UsageError, match="hdtf"):
+        report([folder], tmp_path / "x.html", paper="voxceleb2")
+
+
 def test_wrong_words_are_refused(tmp_path):
     folder = results(tmp_path / "a", [row("a", 1.0)])
     out = tmp_path / "r.html"

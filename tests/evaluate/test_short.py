@@ -147,6 +147,7 @@ def test_without_the_judge_the_rest_is_said(tmp_path, monkeypatch):
         looks(*finished(k, plain(), np.zeros((SIDE, SIDE, 3))))
     found = looks.close(wav, wav)
     assert found.missing["sync_confidence"] == "no SyncNet came with the package"
+    assert sum("no SyncNet came" in line for line in shorts.lines(found.plain())) == 1
     assert found.values["flicker"] == 0
     assert found.judge == ""
 

@@ -30,11 +30,13 @@ def report(
     clips: bool = True,
     worst_by: str = WORST_BY,
     most: int = CASES,
+    paper: str = "",
 ) -> Path:
     """Write the page on the results in `folders` to `out`, whole or not at all; the path of the page.
 
     Rows of equal name in several folders are one case, shown side by side. `worst_by` is the metric by which cases come worst first; `most` is how
-    many are shown. clips=False shows strips of frames in place of clips.
+    many are shown. clips=False shows strips of frames in place of clips. `paper` names the data of the paper's table ("hdtf") to quote beside; say so
+    only where the videos are of that data.
     Raises InputError where there are no results, UsageError for an unknown metric, OutputError where `out` exists (unless `overwrite`) or cannot
     be written.
     """
@@ -43,12 +45,14 @@ def report(
         raise OutputError(f"{path} exists; pass --overwrite to replace it, or name another file")
     if worst_by not in METRICS:
         raise UsageError(f"no metric '{worst_by}'; known ones are {', '.join(METRICS)}")
+    if paper and paper not in sections.PAPER:
+        raise UsageError(f"the paper's numbers on '{paper}' are not known; known ones are {', '.join(sections.PAPER)}")
     systems = gather(folders)
     chosen = choose(systems, worst_by, most)
     budget = int(CLIPS_MB * 1e6 / max(1, len(chosen))) if clips else 0
     faces = cases.finder() if chosen else None
     shown = [(name, why, _pictures(systems, name, faces, budget)) for name, why in chosen]
-    page.write(path, sections.document(systems, shown, title, worst_by), overwrite=overwrite)
+    page.write(path, sections.document(systems, shown, title, worst_by, paper), overwrite=overwrite)
     return path
 
 

@@ -78,7 +78,10 @@ def lines(report: dict[str, Any]) -> list[str]:
     told = ", ".join(words.format(values[key]) for key, words in WORDS.items() if key in values)
     judge = "; sync is judged by the package's own SyncNet, not on the scale of SyncNet v2" if "sync_confidence" in values else ""
     out = [f"report on {report['looked_at_seconds']:.1f} s: {told or 'nothing could be measured'}{judge}"]
-    return out + [f"no {key}: {why}" for key, why in report["missing"].items() if key in WORDS]
+    reasons: dict[str, list[str]] = {}
+    for key, why in report["missing"].items():
+        reasons.setdefault(why, []).append(key.replace("_", " "))
+    return out + [f"no {', '.join(keys)}: {why}" for why, keys in reasons.items()]
 
 
 class _Look(NamedTuple):
