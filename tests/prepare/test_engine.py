@@ -252,7 +252,7 @@ if __name__ == "__main__":
 
 def test_killed_at_any_moment_it_ends_up_the_same(tmp_path: Path) -> None:
     log, folder = tmp_path / "log", tmp_path / "raw"
-    for i in range(4):
+    for i in range(5):
         film(folder / f"{i}.mp4", log, fps=25 + i % 2, offset=i, quality=35.0 + 3 * i, slow=0.01)
     prepare(folder, tmp_path / "calm", config(), running(2))
     calm, begun = result(tmp_path / "calm"), len(lines(log))
