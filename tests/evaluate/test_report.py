@@ -108,7 +108,7 @@ def test_few_videos_tell_nothing_apart_and_two_judges_do_not_compare(tmp_path):
     mixed = systems(tmp_path / "mixed", far="syncnet")
     assert ranking(gather(mixed), "sync_confidence") == (None, set())
     assert ranking(gather(mixed), "seam")[0] == 1
-    assert "different judges (demo, syncnet)" in written(mixed, tmp_path, most=0).text
+    assert "judges of lip sync differ (demo, syncnet), so these do not compare: Sync confidence" in written(mixed, tmp_path, most=0).text
 
 
 def test_the_worst_come_first_and_the_worst_in_other_metrics_too(tmp_path):

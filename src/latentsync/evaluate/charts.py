@@ -14,8 +14,9 @@ from latentsync.page import escape, number
 COLOURS = 6  # systems with a colour of their own
 _WIDTH = 300.0
 _ROW = 26.0  # of one system
-_DOTS = 300  # most shown of one system
+_DOTS = 200  # most shown of one system
 _LINES = 40  # most thin lines of one system
+_POINTS = 400  # most of one line; of a longer one means of neighbours are drawn
 
 
 class Spread(NamedTuple):
@@ -119,9 +120,11 @@ def _curve(line: Line, x: Callable[[float], float], y: Callable[[float], float])
     """Unbroken stretches; a second between unknown ones is a dot."""
     form = f"class='{'bold' if line.bold else 'thin'} c{line.colour}'"
     runs: list[list[str]] = [[]]
-    for k, value in enumerate(line.values):
-        if math.isfinite(value):
-            runs[-1].append(f"{x(k + 0.5):.1f},{y(value):.1f}")
+    step = -(-len(line.values) // _POINTS) or 1
+    for k in range(0, len(line.values), step):
+        known = [value for value in line.values[k : k + step] if math.isfinite(value)]
+        if known:
+            runs[-1].append(f"{x(k + min(step, len(line.values) - k) / 2):.1f},{y(sum(known) / len(known)):.1f}")
         elif runs[-1]:
             runs.append([])
     drawn = "".join(

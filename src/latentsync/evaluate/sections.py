@@ -16,6 +16,8 @@ from latentsync.metrics.catalogue import METRICS
 from latentsync.page import escape, number
 
 LISTED = ("sync_confidence", "sync_offset", "lip_r", "lmd", "ssim_mouth", "lpips_mouth", "seam", "flicker", "silence_motion", "faces_missing")
+_JUDGES = {"demo": "the package's own SyncNet", "syncnet": "SyncNet v2"}
+_SETTINGS = {"judge": "judges of lip sync", "vad": "ways to tell speech from silence", "faces": "face finders"}
 BRIEF = ("sync_confidence", "sync_offset", "lmd", "ssim_mouth", "seam", "flicker", "silence_motion")  # beside a case
 _LISTED_MOST = 1000
 _REASONS_MOST = 500
@@ -84,7 +86,7 @@ def _protocols(systems: Sequence[System]) -> str:
 
 def _judges(systems: Sequence[System]) -> str:
     found = of_all(systems, "judge")
-    return f"; lip sync judged by {escape(' and '.join(found))}" if found else ""
+    return f"; lip sync judged by {escape(' and '.join(_JUDGES.get(name, name) for name in found))}" if found else ""
 
 
 def _legend(systems: Sequence[System]) -> str:
@@ -115,7 +117,10 @@ def _standing_out(systems: Sequence[System], failed: Sequence[Any]) -> str:
                 said.append(f"in {bad} of {_count(len(values), 'video')}{of} {words}")
     for name, keys in JUDGED.items():
         if len(of_all(systems, name)) > 1 and any(key in s.table for key in keys for s in systems):
-            said.append(f"different judges ({escape(', '.join(of_all(systems, name)))}): {escape(', '.join(map(title, keys[:2])))} do not compare")
+            measured = [title(key) for key in keys if any(key in s.table for s in systems)]
+            said.append(
+                f"{_SETTINGS[name]} differ ({escape(', '.join(of_all(systems, name)))}), so these do not compare: {escape(', '.join(measured))}"
+            )
     return f"<div class='out'><b>What stands out</b><ul>{''.join(f'<li>{s}</li>' for s in said)}</ul></div>" if said else ""
 
 
@@ -228,6 +233,8 @@ def _clip(name: str, pictures: cases.Shown) -> str:
         poster = f" poster='{page.jpeg(pictures.poster)}'" if pictures.poster is not None else ""
         source = page.address("video/mp4", pictures.clip)
         inside = f"<div class='clip'><video controls loop playsinline preload='metadata' {about}{poster} src='{source}'></video>{labels}</div>"
+    elif not pictures.strips:
+        return "<div class='blank tall'>no picture</div>"
     else:
         inside = "".join(
             f"<div class='panels'>{page.name(panel)}</div><img alt='{escape(panel)}: frames from {when}' src='{page.jpeg(strip, 900)}'>"

@@ -29,7 +29,11 @@ LOOKED_AT = (
     "faces_missing",
     "identity",
 )
-JUDGED = {"judge": ("sync_confidence", "sync_distance", "sync_offset", "sync_offset_fine"), "vad": ("silence_motion", "silence_speed")}
+JUDGED = {  # metrics that do not compare where these settings differ
+    "judge": ("sync_confidence", "sync_distance", "sync_offset", "sync_offset_fine"),
+    "vad": ("silence_motion", "silence_speed"),
+    "faces": ("lmd", "lmd_pixels", "lip_r", "lip_lag", "faces_missing"),
+}
 ENOUGH = 5  # videos, below which no difference between systems is called one
 
 
@@ -107,9 +111,12 @@ def title(key: str) -> str:
 
 
 def of_all(systems: Iterable[System], key: str) -> list[str]:
-    """Different values of a setting, of folders and rows alike."""
-    values = [s.results.settings.get(key) for s in systems] + [row.settings.get(key) for s in systems for row in s.rows.values()]
-    return list(dict.fromkeys(page.said(value) for value in values if value not in (None, "")))
+    """Different values of a setting: what the rows say, or where they do not, the folder."""
+    found: list[str] = []
+    for system in systems:
+        values = [row.settings[key] for row in system.rows.values() if key in row.settings] or [system.results.settings.get(key)]
+        found += [page.said(value) for value in values if value not in (None, "")]
+    return list(dict.fromkeys(found))
 
 
 def of_set(system: System, key: str) -> tuple[float, int, str]:
