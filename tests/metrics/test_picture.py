@@ -85,6 +85,21 @@ def test_psnr_and_ssim_of_another_implementation(faces: np.ndarray):
         assert picture.psnr(a, b) == pytest.approx(metrics.peak_signal_noise_ratio(a, b, data_range=255), abs=1e-3)
 
 
+@pytest.mark.parametrize("place", [(0, 0), (0, 30), (59, 79), (30, 40), (3, 77), (20, 0)])
+def test_ssim_of_pictures_that_differ_in_places_is_that_of_the_whole(place: tuple[int, int]):
+    """Only the surroundings of what differs are computed."""
+    a = noise(60, 80)
+    b = a.copy()
+    b[place[0] : place[0] + 4, place[1] : place[1] + 3] ^= 255
+    rim = 5
+    full = picture._similarity(a, b)[rim:-rim, rim:-rim]
+    assert full.min() < 0.999999
+    assert picture.ssim(a, b) == pytest.approx(full.mean(), abs=1e-6)
+    metrics = pytest.importorskip("skimage.metrics")
+    theirs = metrics.structural_similarity(a, b, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    assert picture.ssim(a, b) == pytest.approx(theirs, abs=2e-5)
+
+
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(UsageError, match="these are 20 x 30 and 30 x 20"):
         picture.psnr(noise(30, 20), noise(20, 30))

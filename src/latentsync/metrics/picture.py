@@ -26,6 +26,7 @@ CAP = 100.0  # dB, given to equal pictures, whose PSNR has no end; one level off
 _WINDOW, _SIGMA = 11, 1.5  # pixels
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _MIDDLE = 128.0  # taken off first: squares then lose less in float32
+_STRIP = 32  # rows
 _AT_ONCE = 8  # pairs of crops through VGG together
 
 
@@ -53,18 +54,42 @@ def ssim(a: Picture, b: Picture, where: BoolArray | None = None) -> float:
     _same(a, b)
     if min(a.shape[:2]) < _WINDOW:
         raise UsageError(f"SSIM needs pictures of {_WINDOW} x {_WINDOW} pixels at least, found {a.shape[1]} x {a.shape[0]}")
+    rim = _WINDOW // 2
+    whole = np.ones((a.shape[0] - 2 * rim, a.shape[1] - 2 * rim, 3), np.float32)
+    box = _changed(a, b)
+    if box is not None:  # beyond where windows reach what differs it is 1: nothing to compute
+        rows, columns = (slice(max(0, part.start - 2 * rim), min(n, part.stop + 2 * rim)) for part, n in zip(box, a.shape, strict=False))
+        inner = whole[rows.start : rows.stop - 2 * rim, columns.start : columns.stop - 2 * rim]
+        for top in range(0, len(inner), _STRIP):  # so many rows stay in the processor's cache
+            strip = slice(rows.start + top, min(rows.stop, rows.start + top + _STRIP + 2 * rim))
+            inner[top : top + _STRIP] = _similarity(a[strip, columns], b[strip, columns])[rim:-rim, rim:-rim]
+    values = whole if where is None else whole[where[rim:-rim, rim:-rim]]
+    return float(values.mean(dtype=np.float64)) if values.size else float("nan")
+
+
+def _changed(a: Picture, b: Picture) -> tuple[slice, slice] | None:
+    """Rows and columns between which the pictures differ; None where they do not."""
+    difference = _largest(cv2.absdiff(a, b))
+    rows, columns = (np.flatnonzero(cv2.reduce(difference, axis, cv2.REDUCE_MAX).ravel()) for axis in (1, 0))
+    return (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)) if len(rows) else None
+
+
+def _largest(x: np.ndarray) -> npt.NDArray[np.uint8]:
+    """(h, w, 3) -> (h, w): the largest of the three channels."""
+    first, second, third = cv2.split(x)
+    return np.asarray(cv2.max(cv2.max(first, second), third), np.uint8)
+
+
+def _similarity(a: Picture, b: Picture) -> npt.NDArray[np.float32]:
+    """(h, w, 3) SSIM of each pixel and channel."""
     x, y = (p.astype(np.float32) - _MIDDLE for p in (a, b))
     mx, my = _blurred(x), _blurred(y)
-    spread = _blurred(x * x) - mx * mx + _blurred(y * y) - my * my + _C2
+    spread = _blurred(x * x + y * y) - mx * mx - my * my + _C2
     both = 2 * (_blurred(x * y) - mx * my) + _C2
     mx += _MIDDLE
     my += _MIDDLE
-    values = (2 * mx * my + _C1) / (mx * mx + my * my + _C1) * both / spread
-    rim = _WINDOW // 2
-    values = values[rim:-rim, rim:-rim]
-    if where is not None:
-        values = values[where[rim:-rim, rim:-rim]]
-    return float(values.mean(dtype=np.float64)) if values.size else float("nan")
+    values: npt.NDArray[np.float32] = (2 * mx * my + _C1) / (mx * mx + my * my + _C1) * both / spread
+    return values
 
 
 def _blurred(x: np.ndarray) -> np.ndarray:
@@ -122,7 +147,7 @@ class Outside:
     def add(self, source: Picture, result: Picture, touched: BoolArray) -> None:
         """A frame before and after, and (h, w) of the samples that may change (`regions.touched`; all False for a frame without a face)."""
         _same(source, result)
-        difference = cv2.absdiff(source, result).max(axis=2)
+        difference = _largest(cv2.absdiff(source, result))
         difference[touched] = 0
         self._most = max(self._most, int(difference.max(initial=0)))
         self._changed += int(np.count_nonzero(difference > self.tolerance))
