@@ -128,6 +128,14 @@ def test_a_seam_of_opposite_signs_on_both_sides_does_not_cancel():
     assert seam(uneven, plain)["seam"] > 4
 
 
+def test_where_the_crop_leaves_the_frame_there_is_no_seam():
+    face = np.full((2, 256, 256, 3), 60, np.uint8)
+    face[:, :, :10] = 127  # as alignment fills it: the mask begins at column 9
+    assert seam(face, face)["seam"] == pytest.approx(0, abs=0.5)
+    nowhere = np.full((1, 64, 64, 3), 127, np.uint8)
+    assert seam(nowhere, nowhere) == {"seam_step": 0.0}
+
+
 def test_the_same_seam_is_found_at_every_size():
     for side in (96, 256, 512):
         plain = np.full((1, side, side, 3), 120, np.uint8)

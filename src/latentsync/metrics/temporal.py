@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from latentsync.face import mask
+from latentsync.face import align, mask
 from latentsync.metrics.regions import generated, mouth_box
 
 Picture = npt.NDArray[np.uint8]
@@ -118,21 +118,26 @@ class Seam:
     """How visible the mask's edge is: the step across it, beyond the slope on both sides.
 
     A mask that shows is a step that runs along the edge and stays there: of each of its four parts (left, right, below, at the nose) and each
-    colour the median along it counts, mean over time, so that lines of the face that meet the edge or move across it do not.
+    colour the median along it counts, mean over time, so that lines of the face that meet the edge or move across it do not. Where the crop reaches
+    beyond the frame, and is grey, nothing counts.
     """
 
     def __init__(self) -> None:
-        self._alone, self._frames = np.zeros((4, 3)), 0
+        self._alone, self._frames = np.zeros((4, 3)), np.zeros((4, 1))
         self._changed, self._sourced = 0.0, 0
 
     def add(self, made: Picture, source: Picture | None = None) -> None:
         """The next frame's face, and the source's at the same points, where there is one."""
         profile = _profile(len(made))
-        steps = profile.steps(made.astype(np.float32))
-        self._alone += [np.median(steps[part], axis=0) for part in profile.parts]
-        self._frames += 1
+        seen = profile.across(made.astype(np.float32))
+        steps, inside = profile.steps(seen), (np.abs(seen - align.OUTSIDE) > 0.5).any(axis=2).all(axis=0)
+        for i, part in enumerate(profile.parts):
+            shown = part[inside[part]]
+            if len(shown) >= _ALONG:
+                self._alone[i] += np.median(steps[shown], axis=0)
+                self._frames[i] += 1
         if source is not None:
-            along = profile.averaged(profile.steps(made.astype(np.float32) - source.astype(np.float32)))
+            along = profile.averaged(profile.steps(profile.across(made.astype(np.float32) - source.astype(np.float32))))
             self._changed += float((along**2).mean(dtype=np.float64))
             self._sourced += 1
 
@@ -143,8 +148,9 @@ class Seam:
         and the frames; 0 where nothing was changed.
         """
         out = {}
-        if self._frames:
-            out["seam"] = float(np.sqrt(((self._alone / self._frames) ** 2).mean()))
+        seen = self._frames[:, 0] > 0
+        if seen.any():
+            out["seam"] = float(np.sqrt(((self._alone[seen] / self._frames[seen]) ** 2).mean()))
         if self._sourced:
             out["seam_step"] = float(np.sqrt(self._changed / self._sourced))
         return out
@@ -158,9 +164,13 @@ class Profile(NamedTuple):
     runs: tuple[slice, ...]  # stretches of the n points without a corner
     parts: tuple[npt.NDArray[np.intp], ...]  # which of the points lie left, right, below, at the nose
 
-    def steps(self, face: Float32Array) -> Float32Array:
-        """(R, R, 3) -> (n, 3) steps across the edge, out less in, beyond the slope on both sides."""
-        far_in, near_in, near_out, far_out = cv2.remap(face, self.columns, self.rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    def across(self, face: Float32Array) -> Float32Array:
+        """(R, R, 3) -> (4, n, 3): what lies there, from the inside out."""
+        return np.asarray(cv2.remap(face, self.columns, self.rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)
+
+    def steps(self, across: Float32Array) -> Float32Array:
+        """(4, n, 3) as `across` gives it -> (n, 3) steps at the edge, out less in, beyond the slope on both sides."""
+        far_in, near_in, near_out, far_out = across
         steps: Float32Array = (near_out - near_in) - ((near_in - far_in) + (far_out - near_out)) / 2
         return steps
 
