@@ -75,18 +75,16 @@ def main() -> None:
             else:
                 rows.append((f"`{group}`", max(0.0, spent - (both if group in BESIDE else alone)), ", ".join(GROUPS[group])))
     lines = [
-        f"CPU seconds for a minute of video (25 frames a second, {size}), one thread; the package's own judge and face finder. Groups come on top of the "
-        "first rows.",
+        f"CPU seconds for a minute of video (25 frames a second, {size}), one thread; the package's own judge and face finder. Groups come on top of",
+        "the first rows.",
         "",
         "| what | CPU s a minute | |",
         "| --- | --- | --- |",
         *(f"| {name} | {spent:.0f} | {about} |" for name, spent, about in rows),
     ]
     if absent:
-        lines += [
-            "",
-            f"Not measured, because their weights were not at hand: {', '.join(absent)}. `silence`, `faces` and `speed` cost next to nothing.",
-        ]
+        lines += ["", f"Not measured, for want of their weights: {', '.join(absent)}."]
+    lines += ["", "`silence`, `faces` and `speed` cost next to nothing. `picture` and `outside` grow with the size of the frame, the others do not."]
     text = "\n".join(lines) + "\n"
     print(text)
     if not given.groups:

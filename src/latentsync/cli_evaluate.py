@@ -290,14 +290,19 @@ def summary_lines(results: Results, tools: Tools) -> list[str]:
         lines.append(f"  {key:<20} {s.mean:>10.4g} {unit:<10} {s.low:.4g} to {s.high:.4g} (95 %), median {s.median:.4g}, {s.count} videos")
     for key, value in results.sets.items():
         number = f"{value['value']:>10.4g}" if "value" in value else f"{'-':>10}"
-        lines.append(f"  {key:<20} {number} {'':<10} {value.get('count', 0)} samples" + (f"; {value['note']}" if value.get("note") else ""))
+        lines.append(f"  {key:<20} {number} {'':<10} {value.get('count', 0)} samples" + (f"; {_first(value['note'])}" if value.get("note") else ""))
     failed = [row for row in results.rows if not row.ok]
     lines += [f"failed: {row.name}: {row.reason}" for row in failed[:20]]
     lines += [f"and {len(failed) - 20} more"] if len(failed) > 20 else []
     missing = {key: why for row in results.good for key, why in row.missing.items() if key not in found}
     for why in dict.fromkeys(missing.values()):
-        lines.append(f"missing: {', '.join(k for k in missing if missing[k] == why)}: {why}")
+        lines.append(f"missing: {', '.join(k for k in missing if missing[k] == why)}: {_first(why)}")
     return lines + [f"note: {note}" for note in dict.fromkeys(tools.notes)] + [f"{results.folder}: results.jsonl, results.csv, summary.json"]
+
+
+def _first(words: str) -> str:
+    """The first line."""
+    return words.partition("\n")[0]
 
 
 def compare_lines(found: Comparison, tools: Tools) -> list[str]:

@@ -145,7 +145,7 @@ def run(
             work.one(pair, book, retry)
         if stop():
             return None
-        found = {kind: sets.measure(kind, list(book.rows), tools) for kind in ("fid", "fvd") if tools.wants(kind)}  # type: ignore[arg-type]
+        found = {kind: sets.measure(kind, book.rows, tools) for kind in ("fid", "fvd") if tools.wants(kind)}  # type: ignore[arg-type]
         book.sets(found)
     results = Results.read(out)
     export.write(results)

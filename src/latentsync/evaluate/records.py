@@ -11,7 +11,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +53,7 @@ class Row:
         if self.values:
             out["values"] = {k: _short(v) for k, v in self.values.items()}
         if self.curves:
-            out["curves"] = {k: [_short(v) if math.isfinite(v) else None for v in curve] for k, curve in self.curves.items()}
+            out["curves"] = {k: [_short(v, 5) if math.isfinite(v) else None for v in curve] for k, curve in self.curves.items()}
         if self.notes:
             out["notes"] = list(self.notes)
         return out
@@ -72,9 +72,9 @@ class Row:
             raise InputError(f"a record cannot be read ({type(e).__name__}: {e})") from e
 
 
-def _short(value: float) -> float:
-    """Seven digits: more than any of the metrics is sure of."""
-    return float(f"{value:.7g}")
+def _short(value: float, digits: int = 7) -> float:
+    """So many digits: more than any of the metrics is sure of."""
+    return float(f"{value:.{digits}g}")
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,15 @@ class Results:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Results:
-        """The results in a folder. A last line that was cut off counts as not there. Raises InputError where there are none, or they are damaged."""
+        """The results in a folder, of what its last run listed. A last line that was cut off counts as not there.
+
+        Raises InputError where there are none, or they are damaged.
+        """
         folder = Path(folder)
         rows = {row.name: row for row in read_rows(folder / ROWS)}
         settings = _read_json(folder / SETTINGS)
-        order = {name: i for i, name in enumerate(settings.get("order", ()))}
-        listed = sorted(rows.values(), key=lambda row: order.get(row.name, len(order)))
+        order = settings.get("order")
+        listed = [rows[name] for name in order if name in rows] if order else list(rows.values())
         return cls(folder.absolute(), tuple(listed), settings, _read_json(folder / SETS))
 
     @property
@@ -201,9 +204,9 @@ class Book:
         write_json(self.folder / SETS, values)
 
     @property
-    def rows(self) -> Iterable[Row]:
-        """All rows so far."""
-        return self._rows.values()
+    def rows(self) -> list[Row]:
+        """What is known so far of what is listed."""
+        return [self._rows[name] for name in self._settings["order"] if name in self._rows]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """One video -> one row: decoded once, its face followed once, every metric fed frame by frame, in constant memory.
 
-A reference (the true video of the same words) and a source (the video before its mouth was made anew) run along, each frame beside the one nearest
-in time. Faces are cut out of all of them at the same points. What cannot be measured is missing, with the reason; nothing raises for bad footage.
+A reference (the true video of the same words), a source (the video before its mouth was made anew) and the speaker (where the sound is that of
+another video) run along, each frame beside the one nearest in time. Faces are cut out of all of them at the same points. What cannot be measured is
+missing, with the reason; nothing raises for bad footage.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ PIECE = 500  # frames whose landmarks are held before they are compared
 # What damaged footage can make the libraries below raise, besides the package's own errors.
 FAULTS = (LatentSyncError, OSError, ValueError, ArithmeticError, LookupError, RuntimeError, cv2.error, av.error.FFmpegError)
 
+LOSSLESS = ("ffv1", "ffvhuff", "huffyuv", "utvideo", "rawvideo", "png", "magicyuv")
 NO_REFERENCE = "no reference was given"
 NO_SOURCE = "no source was given"
 NO_FACE = "no face in any frame"
@@ -58,8 +60,9 @@ def evaluate(
     """Everything that `tools` measures of a video.
 
     audio: its sound, by default its own. reference: the true video of the same words. source: the video before its mouth was made anew, which is laid
-    over the result's length as `sync` does (`when_audio_longer`). progress hears of every frame. Footage that is broken, silent, without a face or
-    too short gives a row with `ok` false, or with metrics missing, and reasons.
+    over the result's length as `sync` does (`when_audio_longer`). Where `audio` is another video and there is no reference, the lips of who speaks
+    there are what the result's should follow. progress hears of every frame. Footage that is broken, silent, without a face or too short gives a row
+    with `ok` false, or with metrics missing, and reasons.
     """
     tools = tools or Tools()
     given = {"video": video, "audio": audio, "reference": reference, "source": source}
@@ -89,7 +92,9 @@ class Moment:
     source: Picture | None
     reference: Picture | None
     face: Tracked[Any] = field(init=False)  # in the result
+    speaker: Picture | None = None
     source_face: Tracked[Any] | None = None
+    speaker_face: Tracked[Any] | None = None
     reference_face: Tracked[Any] | None = None
 
     @cached_property
@@ -175,11 +180,12 @@ class _End:
     end: Fraction
     frames: int
     openings: np.ndarray  # (frames,) of the lips, NaN where unknown
-    reference_openings: np.ndarray
+    asked_openings: np.ndarray  # of the reference's lips, or else of the speaker's
     samples: np.ndarray | None  # (m,) at 16 kHz
     no_sound: str  # why there are none
     reference: bool
     source: bool
+    speaker: bool
     faces: int  # frames with a face
 
     @property
@@ -264,11 +270,11 @@ class _Lips(Meter):
         self._made, self._true, self._in_crop = [], [], []
 
     def values(self, end: _End) -> dict[str, float]:
-        if not end.reference:
+        if not end.reference and not end.speaker:
             raise InputError(NO_REFERENCE)
         self._fold()
         found = {key: total / count for key, (total, count) in self._sums.items() if count}
-        follow = lips.follow(end.openings, end.reference_openings)
+        follow = lips.follow(end.openings, end.asked_openings)
         found |= {"lip_r": follow.r, "lip_lag": follow.lag}
         if not any(math.isfinite(v) for v in found.values()):
             raise InputError("no landmarks of the lips in both videos")
@@ -525,7 +531,8 @@ class _Work:
             source = open_video(Path(row.source)) if row.source else None
             reference = source if row.reference == row.source else open_video(Path(row.reference)) if row.reference else None
             samples, no_sound = self._sound()
-            end = self._watch(video, source, reference, samples, no_sound)
+            speaker = self._speaker(video) if reference is None else None
+            end = self._watch(video, source, reference, speaker, samples, no_sound)
         for meter in self._meters:
             self._ask(meter, end)
         if not end.faces and self._meters:
@@ -546,16 +553,33 @@ class _Work:
         except FAULTS as e:
             return None, said(e)
 
-    def _watch(self, video: Video, source: Video | None, reference: Video | None, samples: np.ndarray | None, no_sound: str) -> _End:
+    def _speaker(self, video: Video) -> Video | None:
+        """The video that the sound is from, where that is another one and lips are asked for."""
+        path = self._row.audio
+        if not path or not self._tools.wants("lips") or path in (self._row.video, self._row.source):
+            return None
+        try:
+            found = open_video(Path(path))
+        except FAULTS:
+            return None  # a file of sound
+        if found.info.is_still:
+            return None
+        self._notes.append("there is no reference: lips are compared with those of the video that the sound is from")
+        return found
+
+    def _watch(
+        self, video: Video, source: Video | None, reference: Video | None, speaker: Video | None, samples: np.ndarray | None, no_sound: str
+    ) -> _End:
         openings: list[float] = []
         other: list[float] = []
         faces = 0
-        for moment in self._moments(video, source, reference):
+        for moment in self._moments(video, source, reference, speaker):
             self._frames += 1
             self._end = moment.time + moment.duration
             faces += moment.face.points is not None
             openings.append(_opening(moment.face))
-            other.append(_opening(moment.reference_face) if moment.reference is not None else math.nan)
+            asked = moment.reference_face if moment.reference is not None else moment.speaker_face if moment.speaker is not None else None
+            other.append(_opening(asked))
             for meter in self._meters:
                 if meter.group not in self._broken:
                     try:
@@ -568,9 +592,12 @@ class _Work:
         if any(math.isfinite(v) for v in openings):
             self._curves["lips"] = tuple(openings)
         self._lengths(source, reference, samples)
-        return _End(self._end, self._frames, np.array(openings), np.array(other), samples, no_sound, reference is not None, source is not None, faces)
+        if source is not None and self._tools.wants("outside") and video.info.codec not in LOSSLESS:
+            self._notes.append(f"{video.info.codec} changes every pixel a little: what changed outside the mask says little (sync --codec ffv1)")
+        a, b, c = (v is not None for v in (reference, source, speaker))
+        return _End(self._end, self._frames, np.array(openings), np.array(other), samples, no_sound, a, b, c, faces)
 
-    def _moments(self, video: Video, source: Video | None, reference: Video | None) -> Iterator[Moment]:
+    def _moments(self, video: Video, source: Video | None, reference: Video | None, speaker: Video | None) -> Iterator[Moment]:
         """The frames with what runs along, and faces in all of them. Each follower holds a few frames back."""
         one = source is not None and source is reference
 
@@ -579,9 +606,11 @@ class _Work:
             first = next(frames)
             sources = _Beside(timeline(source, _length(video), when_audio_longer=self._bounce, when_video_longer="keep")) if source else None
             references = None if one or reference is None else _Beside(reference.frames())
+            speakers = _Beside(speaker.frames()) if speaker else None
             for frame in _chained(first, frames):
                 before = sources.at(frame.time) if sources else None
-                yield Moment(frame.time, frame.duration, frame.picture, before, before if one else references.at(frame.time) if references else None)
+                true = before if one else references.at(frame.time) if references else None
+                yield Moment(frame.time, frame.duration, frame.picture, before, true, speakers.at(frame.time) if speakers else None)
 
         def follow(moments: Iterator[Moment], which: str) -> Iterator[Moment]:
             """`face` of each, for what is called so."""
@@ -600,6 +629,8 @@ class _Work:
                     moment.source_face = tracked
                     if one:
                         moment.reference_face = tracked
+                elif which == "speaker":
+                    moment.speaker_face = tracked
                 else:
                     moment.reference_face = tracked
                 yield moment
@@ -609,6 +640,8 @@ class _Work:
             moments = follow(moments, "source")
         if reference is not None and not one:
             moments = follow(moments, "reference")
+        if speaker is not None:
+            moments = follow(moments, "speaker")
         return moments
 
     def _lengths(self, source: Video | None, reference: Video | None, samples: np.ndarray | None) -> None:
@@ -639,7 +672,7 @@ class _Work:
             return "only SyncNet v2 gives it: latentsync models download judges"
         if key == "hyperiqa" and self._tools.absent("hyperiqa"):
             return self._tools.absent("hyperiqa")
-        if key == "flicker_excess" and not end.reference:
+        if key in ("flicker_excess", "lmd", "lmd_pixels") and not end.reference:
             return NO_REFERENCE
         if key == "seam_step" and not end.source:
             return NO_SOURCE
