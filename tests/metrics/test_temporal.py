@@ -177,9 +177,16 @@ def test_a_face_that_trembles_more_has_more_jitter(faces: np.ndarray):
     assert values[2] == pytest.approx(0.5 * 2**0.5, rel=0.35)  # two directions
 
 
-@pytest.mark.parametrize("harm", [damage.flickering, damage.seamed])
+def shaded(faces: np.ndarray, dose: float) -> np.ndarray:
+    """Other light: darker on one side, brighter on the other."""
+    return damage.pasted(faces, faces + np.linspace(-3, 3, faces.shape[2])[None, None, :, None] * dose)
+
+
+@pytest.mark.parametrize("harm", [damage.flickering, damage.seamed, shaded])
 def test_other_damage_is_no_jitter(faces: np.ndarray, harm: Harm):
-    assert jitter(harm(faces, 3.0), faces)["jitter"] < 0.2
+    found = jitter(harm(faces, 3.0), faces)
+    assert found["jitter"] < 0.2
+    assert found["paste_offset"] < 0.2
 
 
 def test_jitter_forgets_across_a_gap():

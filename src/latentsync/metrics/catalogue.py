@@ -199,7 +199,7 @@ _ALL = (
         "paste_offset", "Offset of the pasted face", "pixels of a face of 256", "lower", ("source",),
         "How far the mean of that place lies off.",
         "own",
-        "As jitter. Good up to some 3 pixels.",
+        "As jitter; a cheek or jaw that the network draws elsewhere is an offset too. Good up to some 3 pixels.",
     ),
     Metric(
         "silence_motion", "Mouth movement in silence", "of that in speech", "lower", ("audio",),

@@ -32,6 +32,7 @@ _CORNER = 6.0  # left out around the outline's corners
 _SHARP = 0.75  # cosine of the turn at a corner that interrupts the line; the others are round
 
 _JITTER_BLUR = 1.5
+_SHADE = 6.0  # what is softer is light, which a network may draw otherwise without having moved the face
 _ROUNDS = 4
 _CHEEKS = (0.39, 0.62)  # rows of the cheeks, in sides
 _BETWEEN = (0.27, 0.73)  # columns left out: nose and mouth
@@ -252,11 +253,11 @@ class Jitter:
 def displacement(made: Picture, source: Picture) -> np.ndarray | None:
     """(2,) x and y by which the cheeks of one aligned face lie off another's, in pixels of a face of 256; None where they are too smooth to say.
 
-    Least squares on brightness (Lucas and Kanade 1981), with a difference of brightness let pass; good up to some 3 px.
+    Least squares on brightness (Lucas and Kanade 1981) without its softest part, so that other light is no movement; good up to some 3 px.
     """
     side = len(made)
     where = _cheeks(side)
-    a, b = grey(made, _JITTER_BLUR), grey(source, _JITTER_BLUR)
+    a, b = (grey(face, _JITTER_BLUR) - grey(face, _SHADE) for face in (made, source))
     moved = np.zeros(2)
     for _ in range(_ROUNDS):
         shifted = cv2.warpAffine(
