@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -114,14 +115,14 @@ def test_few_videos_tell_nothing_apart_and_two_judges_do_not_compare(tmp_path):
 def test_the_worst_come_first_and_the_worst_in_other_metrics_too(tmp_path):
     rows = [row(f"v{i}", float(i), flicker=9.0 if i == 7 else 1.0, sync_offset=0.0) for i in range(10)]
     found = gather([results(tmp_path / "a", rows)])
-    assert choose(found, "sync_confidence", 5) == [
+    assert [(case.name, case.why) for case in choose(found, "sync_confidence", 5)] == [
         ("v0", "worst in sync confidence"),
         ("v1", "second worst in sync confidence"),
         ("v7", "worst in flicker"),
         ("v2", "third worst in sync confidence"),
         ("v3", "4th worst in sync confidence"),
     ]
-    assert choose(found, "flicker", 1) == [("v7", "worst in flicker")]
+    assert choose(found, "flicker", 1) == [("v7", "flicker", "worst in flicker")]
     assert len(choose(found, "lmd", 20)) == 10, "all, where nothing has that metric"
     assert choose(found, "sync_confidence", 0) == []
 
@@ -155,6 +156,18 @@ def test_the_paper_is_quoted_on_demand_in_what_is_measured_too(tmp_path):
     assert "None of the metrics that the paper tells" in written([other], tmp_path, most=0, paper="hdtf", overwrite=True).text
     with pytest.raises(UsageError, match="hdtf"):
         report([folder], tmp_path / "x.html", paper="voxceleb2")
+
+
+def test_a_case_is_shown_where_it_is_worst(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(cases, "show", lambda panels, sound, worst, *_: shown.append(([p.name for p in panels], sound.name, worst)) or cases.Shown())
+    curves = {"sync": (5.0, float("nan"), 1.0, 5.0), "flicker": (1.0, 9.0, 1.0, 2.0)}
+    one = Row("a", "a.mp4", "a.wav", source="s.mp4", values={"sync_confidence": 3.0, "flicker": 2.0}, curves=curves, notes=("said once",))
+    folder = results(tmp_path / "r", [one, replace(one, name="b", reference="r.mp4")])
+    page = written([folder], tmp_path, most=1)
+    report([folder], tmp_path / "f.html", worst_by="flicker", most=2)
+    assert shown == [(["source", "result"], "a.wav", 2.0), (["source", "result"], "a.wav", 1.0), (["reference", "result"], "a.wav", 1.0)]
+    assert page.text.count("said once") == 1
 
 
 def test_wrong_words_are_refused(tmp_path):

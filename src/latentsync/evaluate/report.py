@@ -12,7 +12,7 @@ from pathlib import Path
 from latentsync import page
 from latentsync.errors import OutputError, UsageError
 from latentsync.evaluate import cases, sections
-from latentsync.evaluate.systems import System, choose, gather
+from latentsync.evaluate.systems import Case, System, choose, gather, worse
 from latentsync.face.protocols import FaceBackend
 from latentsync.metrics.catalogue import METRICS
 
@@ -51,18 +51,22 @@ def report(
     chosen = choose(systems, worst_by, most)
     budget = int(CLIPS_MB * 1e6 / max(1, len(chosen))) if clips else 0
     faces = cases.finder() if chosen else None
-    shown = [(name, why, _pictures(systems, name, faces, budget)) for name, why in chosen]
+    shown = [(case, _pictures(systems, case, faces, budget)) for case in chosen]
     page.write(path, sections.document(systems, shown, title, worst_by, paper), overwrite=overwrite)
     return path
 
 
-def _pictures(systems: Sequence[System], name: str, faces: FaceBackend | None, budget: int) -> cases.Shown:
-    rows = [(system, system.rows[name]) for system in systems if name in system.rows]
+def _pictures(systems: Sequence[System], case: Case, faces: FaceBackend | None, budget: int) -> cases.Shown:
+    """Reference (or source) and results, around the second that is worst."""
+    rows = [(system, system.rows[case.name]) for system in systems if case.name in system.rows]
     first = rows[0][1]
-    panels = (
-        [cases.Panel("reference" if first.reference else "source", Path(first.reference or first.source))] if first.reference or first.source else []
-    )
+    panels = [cases.Panel("reference" if first.reference else "source", Path(path)) for path in [first.reference or first.source] if path]
     panels += [cases.Panel(system.name if len(systems) > 1 else "result", Path(row.video)) for system, row in rows]
-    curves = [row.curves.get("sync", ()) for _, row in rows]
-    seconds = [(value, k) for curve in curves for k, value in enumerate(curve) if math.isfinite(value)]
-    return cases.show(panels, Path(first.audio or first.video), float(min(seconds)[1]) if seconds else 0.0, faces, budget)
+    curve = sections.curve_of(case.key)
+    found = [
+        (worse(case.key if curve == "flicker" else "sync_confidence", value), k)
+        for _, row in rows
+        for k, value in enumerate(row.curves.get(curve, ()))
+    ]
+    known = [(value, -k) for value, k in found if math.isfinite(value)]
+    return cases.show(panels, Path(first.audio or first.video), float(-max(known)[1]) if known else 0.0, faces, budget)

@@ -11,7 +11,7 @@ from typing import Any
 from latentsync import __version__, page
 from latentsync.evaluate import cases, charts
 from latentsync.evaluate.records import Row
-from latentsync.evaluate.systems import ENOUGH, JUDGED, System, in_words, of_all, of_set, ranking, title, worse
+from latentsync.evaluate.systems import ENOUGH, JUDGED, Case, System, in_words, of_all, of_set, ranking, title, worse
 from latentsync.metrics.catalogue import METRICS
 from latentsync.page import escape, number
 
@@ -34,8 +34,8 @@ PAPER = {
 }
 
 
-def document(systems: Sequence[System], shown: Sequence[tuple[str, str, cases.Shown]], heading: str, worst_by: str, paper: str = "") -> str:
-    """The page. `shown` are the cases: name, why it is shown, and its pictures; `paper` is the data of the paper's numbers to quote."""
+def document(systems: Sequence[System], shown: Sequence[tuple[Case, cases.Shown]], heading: str, worst_by: str, paper: str = "") -> str:
+    """The page. `shown` are the cases and their pictures; `paper` is the data of the paper's numbers to quote."""
     videos = list(dict.fromkeys(row.name for system in systems for row in system.results.rows))
     failed = [(system, row) for system in systems for row in system.results.rows if not row.ok]
     keys = _keys(systems)
@@ -44,7 +44,7 @@ def document(systems: Sequence[System], shown: Sequence[tuple[str, str, cases.Sh
         ("worst", "Worst first", _worst(systems, shown, worst_by)),
         ("time", "Sync over time", _over_time(systems)),
         ("spread", "Spread over videos", _spreads(systems, keys)),
-        ("videos", "All videos", _videos(systems, {name: i for i, (name, _, _) in enumerate(shown)}, worst_by)),
+        ("videos", "All videos", _videos(systems, {case.name: i for i, (case, _) in enumerate(shown)}, worst_by)),
         ("failed", "Could not be evaluated", _failed(systems, failed)),
         ("missing", "Values that are missing", _missing(systems)),
         ("settings", "Settings and versions", _settings(systems)),
@@ -59,6 +59,7 @@ def document(systems: Sequence[System], shown: Sequence[tuple[str, str, cases.Sh
         f"<nav aria-label='Sections'>{nav}</nav>",
         _legend(systems) if len(systems) > 1 else "",
         _standing_out(systems, failed),
+        *(f"<p class='none'>{escape(note)}</p>" for note in _common_notes(systems)),
         *(f"<section aria-labelledby='{key}'><h2 id='{key}'>{escape(words)}</h2>{inside}</section>" for key, words, inside in sections),
         f"<footer>latentsync {escape(__version__)}; the same numbers as JSON and CSV: <code>latentsync evaluate</code> writes them beside</footer>",
     ]
@@ -198,24 +199,31 @@ def _paper(systems: Sequence[System], data: str) -> str:
 # Cases
 
 
-def _worst(systems: Sequence[System], shown: Sequence[tuple[str, str, cases.Shown]], worst_by: str) -> str:
+def _worst(systems: Sequence[System], shown: Sequence[tuple[Case, cases.Shown]], worst_by: str) -> str:
     if not shown:
         return ""
-    sound = " Clips have sound." if any(pictures.clip for _, _, pictures in shown) else ""
+    sound = " Clips have sound." if any(pictures.clip for _, pictures in shown) else ""
     parts = [f"<p class='none'>By {escape(in_words(worst_by))}, then the worst by other metrics.{sound}</p>"]
-    for i, (name, why, pictures) in enumerate(shown):
-        rows = [(system, system.rows[name]) for system in systems if name in system.rows]
-        said = dict.fromkeys([*pictures.reasons, *(note for _, row in rows for note in row.notes)])
+    known = set(_common_notes(systems))
+    for i, (case, pictures) in enumerate(shown):
+        rows = [(system, system.rows[case.name]) for system in systems if case.name in system.rows]
+        said = dict.fromkeys([*pictures.reasons, *(note for _, row in rows for note in row.notes if note not in known)])
         parts += [
-            f"<article id='case-{i}' class='case'><h3>{page.name(name)}</h3>",
-            f"<p class='why'>{escape(why)}</p>" if why else "",
-            f"<div class='{'two' if len(pictures.panels) != cases.IN_A_ROW else 'one'}'><div>{_clip(name, pictures)}</div>",
-            f"<div>{_case_curve(name, rows, pictures)}{_case_values(rows, len(systems) > 1)}</div></div>",
+            f"<article id='case-{i}' class='case'><h3>{page.name(case.name)}</h3>",
+            f"<p class='why'>{escape(case.why)}</p>" if case.why else "",
+            f"<div class='{'two' if len(pictures.panels) != cases.IN_A_ROW else 'one'}'><div>{_clip(case.name, pictures)}</div>",
+            f"<div>{_case_curve(case, rows, pictures)}{_case_values(rows, len(systems) > 1)}</div></div>",
             _mouths(pictures),
             *(f"<p class='none'>{escape(words)}</p>" for words in said),
             "</article>",
         ]
     return "".join(parts)
+
+
+def _common_notes(systems: Sequence[System]) -> list[str]:
+    """Notes that all rows share: they are said once."""
+    rows = [row for system in systems for row in system.rows.values()]
+    return [note for note in dict.fromkeys(rows[0].notes) if all(note in row.notes for row in rows)] if len(rows) > 1 else []
 
 
 def _clip(name: str, pictures: cases.Shown) -> str:
@@ -253,12 +261,19 @@ def _mouths(pictures: cases.Shown) -> str:
     return f"<figure class='mouths'>{rows}<figcaption>the mouth from {pictures.start:.1f} to {pictures.end:.1f} s</figcaption></figure>"
 
 
-def _case_curve(name: str, rows: Sequence[tuple[System, Row]], pictures: cases.Shown) -> str:
-    lines = [charts.Line(s.colour, s.name, row.curves["sync"]) for s, row in rows if row.curves.get("sync")]
+def curve_of(key: str) -> str:
+    """The curve over seconds that tells most of a metric."""
+    return "flicker" if key.startswith("flicker") else "sync"
+
+
+def _case_curve(case: Case, rows: Sequence[tuple[System, Row]], pictures: cases.Shown) -> str:
+    curve = curve_of(case.key)
+    lines = [charts.Line(s.colour, s.name, row.curves[curve]) for s, row in rows if row.curves.get(curve)]
     if not lines:
         return ""
     span = (pictures.start, pictures.end) if pictures.panels else None
-    return f"<figure><figcaption>sync confidence of each second</figcaption>{charts.over_time(f'sync of {name}', lines, span=span)}</figure>"
+    words = "flicker of each second" if curve == "flicker" else "sync confidence of each second"
+    return f"<figure><figcaption>{words}</figcaption>{charts.over_time(f'{words}, {case.name}', lines, span=span)}</figure>"
 
 
 def _case_values(rows: Sequence[tuple[System, Row]], several: bool) -> str:
@@ -394,6 +409,8 @@ def _flat(system: System) -> dict[str, str]:
     own: dict[str, list[str]] = {}
     for row in system.rows.values():
         for key, value in row.settings.items():
+            if key == "inputs":  # sizes and times of change of the files
+                continue
             own.setdefault(key, []).append(page.said(value))
     for key, values in own.items():
         different = list(dict.fromkeys(values))

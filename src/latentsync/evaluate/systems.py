@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from latentsync import page
 from latentsync.errors import InputError
@@ -68,8 +69,16 @@ def worse(key: str, value: float) -> float:
     return -value if better == "higher" else abs(value) if better == "zero" else value
 
 
-def choose(systems: Sequence[System], worst_by: str, most: int) -> list[tuple[str, str]]:
-    """(name, why) of the videos to show, worst first: half by one metric, then the worst of each other one, then by that metric again."""
+class Case(NamedTuple):
+    """A video to show."""
+
+    name: str
+    key: str  # the metric it is shown for
+    why: str
+
+
+def choose(systems: Sequence[System], worst_by: str, most: int) -> list[Case]:
+    """The videos to show, worst first: half by one metric, then the worst of each other one, then by that metric again."""
     names = list(dict.fromkeys(name for system in systems for name in system.rows))
 
     def badness(name: str, key: str) -> float:
@@ -78,20 +87,20 @@ def choose(systems: Sequence[System], worst_by: str, most: int) -> list[tuple[st
 
     by = sorted(names, key=lambda name: badness(name, worst_by), reverse=True)
     known = [name for name in by if badness(name, worst_by) > -math.inf]
-    chosen: dict[str, str] = {}
+    chosen: dict[str, Case] = {}
     for i, name in enumerate(known[: max(1, most // 2)] if most else ()):
-        chosen[name] = _superlative(worst_by, i + 1)
+        chosen[name] = Case(name, worst_by, _superlative(worst_by, i + 1))
     for key in LOOKED_AT:
         if key == worst_by or (METRICS[key].better if key in METRICS else "") == "":
             continue
         worst = max(names, key=lambda name: badness(name, key), default="")
         spread = {badness(name, key) for name in names} - {-math.inf}
         if len(spread) > 1 and len(chosen) < most and worst not in chosen:
-            chosen[worst] = _superlative(key, 1)
+            chosen[worst] = Case(worst, key, _superlative(key, 1))
     for name in by:
         if len(chosen) < most and name not in chosen:
-            chosen[name] = _superlative(worst_by, by.index(name) + 1) if name in known else ""
-    return list(chosen.items())
+            chosen[name] = Case(name, worst_by, _superlative(worst_by, by.index(name) + 1) if name in known else "")
+    return list(chosen.values())
 
 
 def _superlative(key: str, place: int) -> str:
