@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import math
 import os
@@ -17,6 +15,7 @@ from typing import Any
 
 from latentsync import __version__
 from latentsync.errors import InputError
+from latentsync.page import document, escape, jpeg, table, wide
 from latentsync.prepare import manifest
 from latentsync.prepare.config import CLIP_STEPS, SOURCE_STEPS, STEPS
 from latentsync.prepare.manifest import Row
@@ -259,14 +258,14 @@ def page(total: Tally, store: Store) -> str:
         f"<p>of {total.clips} candidates from {total.files} files with {hours(total.film)} of footage"
         + (f"; {_same(total)}" if total.same else "")
         + (f"; <a href='#failed'>{total.failures} failed</a>" if total.failures else "")
-        + f". Slowest step: {html.escape(total.slowest or 'none')}.</p>",
+        + f". Slowest step: {escape(total.slowest or 'none')}.</p>",
         "<h2>What each step leaves</h2>",
         _funnel(total),
         "<h2>Numbers</h2><div class='grid'>",
         *(_histogram(scale, counts, _threshold(scale.threshold, values)) for scale, counts in zip(SCALES, total.bins, strict=True)),
         "</div>",
         "<h2>Why files, parts and clips were dropped</h2>",
-        _table(("times", "step", "reason"), reasons) if reasons else "<p>None was.</p>",
+        table(("times", "step", "reason"), reasons) if reasons else "<p>None was.</p>",
         "<h2>Time</h2>",
         _times(total),
         "<h2>Kept</h2>",
@@ -274,14 +273,14 @@ def page(total: Tally, store: Store) -> str:
     ]
     for step in [*SOURCE_STEPS, *CLIP_STEPS, "shift", "cut"]:
         if total.samples.get(step):
-            parts += [f"<h2>Dropped by {html.escape(step)}</h2>", _samples(total.samples[step], store, settings)]
+            parts += [f"<h2>Dropped by {escape(step)}</h2>", _samples(total.samples[step], store, settings)]
     if total.failures:
         more = f"<p>and {total.failures - len(total.failed)} more, which {manifest.NAME} names</p>" if total.failures > len(total.failed) else ""
-        parts += ["<h2 id='failed'>Failed</h2>", _table(("file", "reason"), total.failed), more]
+        parts += ["<h2 id='failed'>Failed</h2>", table(("file", "reason"), total.failed), more]
     shown = [(k, _said(k, values)) for k in values]
-    parts += ["<h2>Settings</h2>", _table(("value", ""), [("footage", str(settings.get("raw", ""))), *shown])]
-    parts += [f"<footer>latentsync {html.escape(__version__)}; every clip and every reason: {manifest.NAME}</footer>"]
-    return _HEAD + "\n".join(parts) + "</main></body></html>\n"
+    parts += ["<h2>Settings</h2>", table(("value", ""), [("footage", str(settings.get("raw", ""))), *shown])]
+    parts += [f"<footer>latentsync {escape(__version__)}; every clip and every reason: {manifest.NAME}</footer>"]
+    return document("Preparation", "\n".join(parts), style=_STYLE)
 
 
 def _threshold(name: str, values: dict[str, Any]) -> Any:
@@ -309,10 +308,10 @@ def _funnel(total: Tally) -> str:
     for stage in total.stages:
         width = 100 * stage.seconds / most
         rows.append(
-            f"<tr><th>{html.escape(stage.name)}</th><td class='n'>{stage.count} {stage.of}</td><td class='n'>{hours(stage.seconds)}</td>"
+            f"<tr><th>{escape(stage.name)}</th><td class='n'>{stage.count} {stage.of}</td><td class='n'>{hours(stage.seconds)}</td>"
             f"<td class='bar'><div style='width:{width:.2f}%'></div></td><td class='n'>{width:.1f} %</td></tr>"
         )
-    return f"<div class='wide'><table class='funnel'>{''.join(rows)}</table></div>"
+    return wide(f"<table class='funnel'>{''.join(rows)}</table>", "What each step leaves")
 
 
 def _times(total: Tally) -> str:
@@ -321,18 +320,12 @@ def _times(total: Tally) -> str:
         (step, f"{count:.0f}", f"{seconds:.1f}", f"{media / seconds:.1f}" if seconds else "-", f"{100 * seconds / whole:.1f} %")
         for step, (count, seconds, media) in total.times.items()
     ]
-    return _table(("step", "done", "seconds", "x real time, one process", "share"), rows)
-
-
-def _table(head: tuple[str, ...], rows: list[Any]) -> str:
-    top = "".join(f"<th>{html.escape(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<div class='wide'><table><tr>{top}</tr>{body}</table></div>"
+    return table(("step", "done", "seconds", "x real time, one process", "share"), rows)
 
 
 def _histogram(scale: Scale, counts: Counter[int], threshold: Any) -> str:
     """A figure with one bar for each bin, from the first that is not empty to the last."""
-    name = html.escape(scale.title)
+    name = escape(scale.title)
     if not counts:
         return f"<figure><figcaption>{name}</figcaption><p class='none'>no numbers</p></figure>"
     first, last = min(counts), max(counts)
@@ -378,11 +371,11 @@ def _samples(rows: list[Row], store: Store, settings: dict[str, Any]) -> str:
     cells = []
     for row in rows:
         data = _picture(row, store, settings)
-        image = f"<img alt='' src='data:image/jpeg;base64,{data}'>" if data else "<div class='blank'>no picture</div>"
+        image = f"<img alt='' src='{data}'>" if data else "<div class='blank'>no picture</div>"
         words = row["reason"] or ", ".join(_short(row))
         cells.append(
-            f"<div class='cell'>{image}<b>{html.escape(row['source'])}</b><span>{row['start']:.2f}-{row['end']:.2f} s</span>"
-            f"<span>{html.escape(words)}</span></div>"
+            f"<div class='cell'>{image}<b>{escape(row['source'])}</b><span>{row['start']:.2f}-{row['end']:.2f} s</span>"
+            f"<span>{escape(words)}</span></div>"
         )
     return f"<div class='cells'>{''.join(cells)}</div>"
 
@@ -396,9 +389,7 @@ _TOLD = (("sync {:.2f}", "sync", "confidence"), ("sound moved by {:+.0f} frames"
 
 
 def _picture(row: Row, store: Store, settings: dict[str, Any]) -> str:
-    """The middle frame as a small JPEG in base64: of the clip where it was kept, else of the footage; empty where there is none."""
-    import cv2
-
+    """The middle frame as the address of a small JPEG: of the clip where it was kept, else of the footage; empty where there is none."""
     from latentsync.media.clip import read_frames
 
     middle = Fraction(row["end"]) / 2 - Fraction(row["start"]) / 2
@@ -414,31 +405,13 @@ def _picture(row: Row, store: Store, settings: dict[str, Any]) -> str:
         shown = read_frames(path, [middle])[0]
     except (InputError, OSError, ValueError):
         return ""
-    tall = max(1, round(shown.shape[0] * _WIDTH / shown.shape[1]))
-    small = cv2.resize(shown, (_WIDTH, tall), interpolation=cv2.INTER_AREA)
-    good, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return base64.b64encode(data.tobytes()).decode() if good else ""
+    return jpeg(shown, _WIDTH)
 
 
-_HEAD = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Preparation</title>
-<style>
-:root{color-scheme:light dark;--ink:#1c2024;--pale:#5f6b76;--line:#dfe3e8;--paper:#fff;--bar:#2c6fbb;--mark:#c2410c;--blank:#eef1f4}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e9ec;--pale:#9aa5b1;--line:#333a41;--paper:#15181b;--bar:#5b9be0;--mark:#f59e62;--blank:#22272c}}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1000px;margin:0 auto;padding:24px 16px 48px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:17px;margin:32px 0 8px}p{margin:4px 0}a{color:var(--bar)}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:3px 12px 3px 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{font-weight:600}td.n{white-space:nowrap;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
+_STYLE = """
 .funnel td.bar{width:55%;min-width:120px}.funnel td.bar div{height:14px;min-width:1px;background:var(--bar);border-radius:2px;margin-top:4px}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:20px}
-figure{margin:0}figcaption{color:var(--pale);font-size:13px}svg{width:100%;height:auto}
-svg rect{fill:var(--bar)}svg line{stroke:var(--mark);stroke-width:1.5;stroke-dasharray:4 3}svg text{fill:var(--pale);font-size:11px}
-.none{color:var(--pale)}
+svg rect{fill:var(--bar)}svg line{stroke:var(--mark);stroke-width:1.5;stroke-dasharray:4 3}
 .cells{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px}
 .cell{display:flex;flex-direction:column;font-size:12.5px;line-height:1.35;overflow-wrap:anywhere}.cell span{color:var(--pale)}
-.cell img,.blank{width:100%;border-radius:4px;margin-bottom:4px}
-.blank{aspect-ratio:4/3;background:var(--blank);color:var(--pale);display:flex;align-items:center;justify-content:center}
-footer{margin-top:40px;color:var(--pale);font-size:13px}
-</style></head><body><main>
+.cell img,.blank{width:100%;border-radius:4px;margin-bottom:4px}.blank{aspect-ratio:4/3}
 """
