@@ -184,3 +184,7 @@ def test_names_become_files() -> None:
     assert work.file_name('a/b\\c:"d"?') == "a_b_c__d__"
     assert work.file_name("...") == "_"
     assert len(work.file_name("ä" * 300).encode()) <= 200
+    files = work.file_names(["a/b", "a_b", "A_b", "c"])
+    assert files["c"] == "c"
+    assert len({f.casefold() for f in files.values()}) == 4
+    assert files["a/b"].startswith("a_b ")

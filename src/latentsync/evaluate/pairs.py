@@ -7,11 +7,13 @@ already); paths are relative to it. A folder or a list of videos becomes pairs b
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.metadata
 import io
 import json
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -165,6 +167,7 @@ class _Work:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self._total, self._out, self._tools, self._generation, self._settings = len(listed), out, tools, generation, settings
+        self._files = file_names([pair.name for pair in listed])
         self._tell = progress
         self._lipsync: LipSync | None = None
         self._done = self._failed = 0
@@ -187,7 +190,7 @@ class _Work:
         source: Path | None = pair.video if pair.result != pair.video else None
         video, report = pair.result, None
         if video is None:
-            video = self._out / VIDEOS / f"{file_name(pair.name)}.mp4"
+            video = self._out / VIDEOS / f"{self._files[pair.name]}.mp4"
             report = _known(video, inputs)
             lipsync = self._model() if report is None else None
             try:
@@ -291,6 +294,16 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def file_names(names: Sequence[str]) -> dict[str, str]:
+    """Names as files', all different, also where a file system does not tell capitals."""
+    plain = {name: file_name(name) for name in names}
+    counts = Counter(file.casefold() for file in plain.values())
+    return {
+        name: file if counts[file.casefold()] == 1 else f"{file} {hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+        for name, file in plain.items()
+    }
 
 
 def file_name(name: str) -> str:
