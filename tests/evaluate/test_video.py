@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 
 from latentsync.errors import UsageError
 from latentsync.evaluate.tools import GROUPS, Tools, chosen
-from latentsync.evaluate.video import evaluate
+from latentsync.evaluate.video import _Beside, evaluate
+from latentsync.media.frame import Frame
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,21 @@ def test_other_lengths_and_sizes_are_said(films: Path) -> None:
     assert "sizes" in row.missing["psnr_frame"]
     row = evaluate(films / "true.mp4", audio=films / "nowhere.wav", reference=films / "broken.mp4", tools=cheap)
     assert not row.ok
+
+
+def test_what_runs_along_is_the_nearest_in_time() -> None:
+    def frames(rate: int, count: int) -> Iterator[Frame]:
+        return (Frame(i, Fraction(i, rate), Fraction(1, rate), i) for i in range(count))  # type: ignore[arg-type]
+
+    def shown(rate: int, other: int, seconds: int = 1) -> list[object]:
+        beside = _Beside(frames(other, other * seconds))
+        return [beside.at(Fraction(i, rate)) for i in range(rate * seconds + rate // 5)]
+
+    assert shown(25, 25)[:26] == [*range(25), None]
+    assert shown(50, 25)[:6] == [0, 0, 1, 1, 2, 2]  # of two equally near the earlier
+    assert shown(10, 30)[:4] == [0, 3, 6, 9]
+    assert shown(30, 25)[30:] == [None] * 6
+    assert _Beside(iter(())).at(Fraction(0)) is None
 
 
 def test_names_of_metrics() -> None:
