@@ -123,9 +123,11 @@ def test_pairs_are_made_once_and_offline(films: Path, tmp_path: Path, quick: Too
     video = Path(first.video)
     when = video.stat().st_mtime_ns
     (out / ROWS).unlink()  # killed between making and measuring
+    (out / "videos" / ".latentsync-1234.mp4").touch()
     again = run(listed[:1], out, quick, generation=made)
     assert again is not None
     assert video.stat().st_mtime_ns == when
+    assert not list((out / "videos").glob(".*"))
     assert again.rows[0].values["seconds_per_second"] == pytest.approx(first.values["seconds_per_second"])
     with pytest.raises(UsageError, match=r"--model"):
         run(listed, tmp_path / "other", quick)

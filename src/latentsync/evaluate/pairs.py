@@ -141,6 +141,8 @@ def run(
     }
     work = _Work(listed, out, tools, generation, settings, progress)
     with Book(out, settings, [p.name for p in listed]) as book:
+        for left in (out / VIDEOS).glob(".latentsync-*"):  # of a run that was killed; nobody else writes here now
+            left.unlink(missing_ok=True)
         for pair in listed:
             if stop():
                 return None
