@@ -61,7 +61,7 @@ MIN_SHARE = typer.Option("--min-share", metavar="SHARE", help="Drop clips in whi
 SIZE = typer.Option("--size", metavar="256|512", help="Side of the aligned crop in pixels.")
 NO_CROP = typer.Option("--no-crop", help="Keep the whole frame; the matrices that lead to the crop lie beside the clip.")
 SYNC_MODEL = typer.Option("--sync-model", metavar="syncnet|demo", help="What judges sync: SyncNet v2, or the SyncNet that comes with the package.")
-MIN_SYNC = typer.Option("--min-sync", metavar="CONFIDENCE", help="Drop clips below; by default 3 for syncnet, 0.1 on the scale of demo.")
+MIN_SYNC = typer.Option("--min-sync", metavar="CONFIDENCE", help="Drop clips below; by default 3 for syncnet, 0.2 on the scale of demo.")
 MAX_OFFSET = typer.Option("--max-offset", metavar="FRAMES", help="Drop clips whose sound is further off; of the others it is moved into sync.")
 QUALITY_MODEL = typer.Option("--quality-model", metavar="hyperiqa|sharpness", help="What judges quality: HyperIQA, or a plain measure.")
 MIN_QUALITY = typer.Option("--min-quality", metavar="SCORE", help="Drop clips below; by default 40 for hyperiqa, 30 on the scale of sharpness.")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 MODELS = ("syncnet", "demo")
-MIN_SYNC = {"syncnet": 3.0, "demo": 0.1}  # the published threshold; and the same on the scale of the package's own SyncNet
+MIN_SYNC = {"syncnet": 3.0, "demo": 0.2}  # the published threshold; and the same on the scale of the package's own SyncNet
 MAX_OFFSET = 6  # frames; more than that is a fault of another kind
 _BLOCK = 4096  # samples
 
