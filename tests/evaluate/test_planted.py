@@ -14,7 +14,7 @@ from latentsync.media.video import open_video
 from latentsync.metrics import sync
 from latentsync.weights import shipped
 
-FRAMES = 60
+FRAMES = 100
 
 
 def test_planted_offsets_are_found() -> None:
@@ -42,4 +42,4 @@ def test_planted_offsets_are_found() -> None:
     for planted in (-10, -4, 3, 10):
         found = read(planted)
         assert found.offset == planted
-        assert abs(found.fine - planted - own) < 0.15
+        assert abs(found.fine - planted - own) < 0.25
