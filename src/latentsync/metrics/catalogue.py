@@ -42,7 +42,7 @@ _ALL = (
         "sync_offset_fine", "Sync offset, fine", "frames of 1/25 s", "zero", ("audio",),
         "The same with its fraction: the bottom of a parabola through the smallest mean distance and its two neighbours.",
         "own",
-        "Good to 0.2 frames between versions of one clip of 4 s, worse in shorter ones; every clip has an error of its own besides, 0.3 frames and more.",
+        "Good to 0.2 frames between versions of a clip of 4 s, less in shorter ones; every clip has an error of its own besides, 0.3 and more.",
     ),
     Metric(
         "sync_distance", "Sync distance", "", "lower", ("audio",),
