@@ -20,6 +20,14 @@ def beside(variable: str, name: str) -> Path:
     return Path(os.environ.get(variable) or ROOT.parent / "shared" / name)
 
 
+def shared(variable: str, name: str, what: str) -> Path:
+    """The folder `name` beside the checkout, or the one that the variable names; the test is skipped where it is not there."""
+    folder = beside(variable, name)
+    if not folder.is_dir():
+        pytest.skip(f"no {what} at {folder}; set {variable}")
+    return folder
+
+
 def loaded(file: Path) -> Any:
     """A Python file outside every package, as a module."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -42,10 +50,7 @@ def invoked(*words: object) -> Result:
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of the published system's numbers (LATENTSYNC_GOLDEN, else ../shared/golden)."""
-    folder = beside("LATENTSYNC_GOLDEN", "golden")
-    if not folder.is_dir():
-        pytest.skip(f"no golden numbers at {folder}; set LATENTSYNC_GOLDEN")
-    return folder
+    return shared("LATENTSYNC_GOLDEN", "golden", "golden numbers")
 
 
 @pytest.fixture(scope="session")
@@ -57,28 +62,19 @@ def goldenlib(golden: Path) -> Any:
 @pytest.fixture(scope="session")
 def clips() -> Path:
     """Folder of real clips (LATENTSYNC_CLIPS, else ../shared/clips)."""
-    folder = beside("LATENTSYNC_CLIPS", "clips")
-    if not folder.is_dir():
-        pytest.skip(f"no clips at {folder}; set LATENTSYNC_CLIPS")
-    return folder
+    return shared("LATENTSYNC_CLIPS", "clips", "clips")
 
 
 @pytest.fixture(scope="session")
 def corpus() -> Path:
     """Folder of rendered heads with exact landmarks and exact sound (LATENTSYNC_CORPUS, else ../shared/corpus)."""
-    folder = beside("LATENTSYNC_CORPUS", "corpus")
-    if not folder.is_dir():
-        pytest.skip(f"no rendered heads at {folder}; set LATENTSYNC_CORPUS")
-    return folder
+    return shared("LATENTSYNC_CORPUS", "corpus", "rendered heads")
 
 
 @pytest.fixture(scope="session")
 def public_weights() -> Path:
     """Folder of small public weights (LATENTSYNC_TEST_WEIGHTS, else ../shared/weights)."""
-    folder = beside("LATENTSYNC_TEST_WEIGHTS", "weights")
-    if not folder.is_dir():
-        pytest.skip(f"no public weights at {folder}; set LATENTSYNC_TEST_WEIGHTS")
-    return folder
+    return shared("LATENTSYNC_TEST_WEIGHTS", "weights", "public weights")
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int = 16000) -> Path:

@@ -7,7 +7,6 @@ sheet of mouths; said is how well the lips follow the new sound, before and afte
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +29,7 @@ from latentsync.pipeline import LipSync, Progress, Result
 from latentsync.score import SyncScore, load_judge, sync_score
 from latentsync.speech.sync_mel import sync_mel
 from latentsync.weights import shipped
+from latentsync.whole import whole
 
 if TYPE_CHECKING:
     from latentsync.config import SyncNetConfig
@@ -230,11 +230,5 @@ def _text(page: np.ndarray, text: str, place: tuple[int, int], colour: tuple[int
 
 def _write_png(path: Path, picture: np.ndarray) -> None:
     """(h, w, 3) uint8 RGB as a PNG, whole or not at all."""
-    scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.png")
-    try:
+    with whole(path) as scratch:
         scratch.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
-        scratch.replace(path)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        scratch.unlink(missing_ok=True)

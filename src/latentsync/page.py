@@ -8,16 +8,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import os
-import uuid
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from latentsync.errors import OutputError
+from latentsync.whole import whole
 
 QUALITY = 80  # of JPEG
 
@@ -76,16 +74,8 @@ def write(path: Path, text: str, *, overwrite: bool = False) -> None:
     """Write a page, whole or not at all. Raises OutputError where it cannot be written, or exists and may not be replaced."""
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; pass --overwrite to replace it, or name another file")
-    scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path, parents=True) as scratch:
         scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
-        os.replace(scratch, path)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
 
 
 def number(value: float, digits: int = 3) -> str:

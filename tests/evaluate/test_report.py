@@ -15,7 +15,8 @@ from latentsync.evaluate.records import Results, Row
 from latentsync.evaluate.report import report
 from latentsync.evaluate.systems import choose, gather, ranking
 from latentsync.face.protocols import Face
-from tests.evaluate.pages import HOSTILE, Page, results, row
+from tests.evaluate.results import HOSTILE, results, row
+from tests.pages import Page
 from tests.train.clipmaker import make_clip, number
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from latentsync.evaluate import cases
 from latentsync.evaluate.report import report
-from tests.evaluate.pages import HOSTILE, results, row
+from tests.evaluate.results import HOSTILE, results, row
 from tests.train.clipmaker import make_clip
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

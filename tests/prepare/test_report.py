@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 from latentsync.prepare import manifest, report
 from latentsync.prepare.store import Local
+from tests.pages import Page
 from tests.train.clipmaker import make_clip
 
 
@@ -73,29 +73,6 @@ def test_a_manifest_adds_up(store: Local) -> None:
     words = report.text(total)
     assert "1 of 3 clips kept, 2.0 s of 6.0 s of footage in 3 files" in words
     assert "broken.mp4: damaged at 3.1 s" in words
-
-
-class Page(HTMLParser):
-    """Tags and text, and that what is opened is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_the_page_needs_nothing_else_and_shows_pictures(store: Local) -> None:

@@ -10,14 +10,13 @@ import dataclasses
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from latentsync.errors import InputError, OutputError, UsageError
+from latentsync.whole import whole
 
 ROWS, SETTINGS, SETS = "results.jsonl", "settings.json", "sets.json"
 SAME = ("protocol", "system", "model", "options", "metrics", "judge", "faces", "seed")  # settings in which all rows of a folder agree
@@ -216,15 +215,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A file of text, whole or not at all. Raises OutputError."""
-    scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-    try:
+    with whole(path) as scratch:
         scratch.write_bytes(text.encode("utf-8", "surrogateescape"))
-        scratch.replace(path)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -19,6 +17,7 @@ from av.container import OutputContainer
 from latentsync.errors import OutputError
 from latentsync.media.layout import FULL_RANGE, LIMITED_RANGE, Colour, Layout, write_frame
 from latentsync.media.picture import Picture
+from latentsync.whole import whole
 
 _MUXERS = {".mp4": "mp4", ".mkv": "matroska"}
 _ODD = {"yuv420p": 2, "yuv444p": 1}  # pixels that share one sample of chroma
@@ -61,24 +60,17 @@ def write_stream(
     number of cores. Raises OutputError where nothing can be written, or where there is no frame.
     """
     style = style or ClipStyle()
-    scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     source = iter(frames)
     first = next(source, None)
     if first is None:
         raise OutputError(f"nothing was written to {path}: no frames")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        whole(path, parents=True) as scratch,
         # The prefix keeps libav from reading the folder's name as a protocol or a pattern.
-        with av.open(f"file:{os.path.abspath(scratch)}", "w", format=_MUXERS.get(path.suffix.lower(), "mp4")) as container:
-            images = _images(itertools.chain([first], source), style, colour)
-            count = _encode(container, images, Fraction(rate), samples, sample_rate, style, colour)
-        scratch.replace(path)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
-    return count
+        av.open(f"file:{os.path.abspath(scratch)}", "w", format=_MUXERS.get(path.suffix.lower(), "mp4")) as container,
+    ):
+        images = _images(itertools.chain([first], source), style, colour)
+        return _encode(container, images, Fraction(rate), samples, sample_rate, style, colour)
 
 
 def _encode(

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from latentsync.errors import InputError, OutputError, UsageError
+from latentsync.errors import InputError, UsageError
 from latentsync.media.audio import SPEECH_RATE, open_audio
 from latentsync.train.clips import video_files
+from latentsync.whole import whole
 
 SOUNDS = ("own", "other", "interrupted", "endless")
 REST = 2.0  # seconds of sound, and of silence after it
@@ -131,17 +132,11 @@ def _make(protocol: Protocol, files: Sequence[Path], at: int, target: Path) -> N
         samples = interrupted(_sound(files[at])) if protocol.sound == "interrupted" else _endless(files, at, protocol.seconds)
     except InputError:
         return  # the pair fails for want of its sound, and says so
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}")
-        with wave.open(str(scratch), "wb") as f:
-            f.setnchannels(1)
-            f.setsampwidth(2)
-            f.setframerate(SPEECH_RATE)
-            f.writeframes(np.clip(np.rint(samples * 32767), -32768, 32767).astype("<i2").tobytes())
-        scratch.replace(target)
-    except OSError as e:
-        raise OutputError(f"cannot write {target}: {e.strerror or e}") from e
+    with whole(target, parents=True) as scratch, wave.open(str(scratch), "wb") as f:
+        f.setnchannels(1)
+        f.setsampwidth(2)
+        f.setframerate(SPEECH_RATE)
+        f.writeframes(np.clip(np.rint(samples * 32767), -32768, 32767).astype("<i2").tobytes())
 
 
 def interrupted(samples: np.ndarray, rate: int = SPEECH_RATE) -> np.ndarray:

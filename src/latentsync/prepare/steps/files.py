@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import uuid
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from latentsync.errors import InputError, OutputError
+from latentsync.errors import InputError
+from latentsync.whole import whole
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """A compressed .npz; one that exists is replaced. Raises OutputError where it cannot be written."""
-    scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.npz")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path, parents=True) as scratch:
         np.savez_compressed(scratch, **arrays)  # type: ignore[arg-type]
-        scratch.replace(path)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
 
 
 def read_arrays(path: Path, *names: str) -> list[Any]:
