@@ -63,7 +63,11 @@ def _main(
 @app.command()
 def sync(
     face: Annotated[Path, typer.Argument(metavar="FACE", help="The video of the speaking person, or a still (.jpg .jpeg .png .bmp .webp).")],
-    audio: Annotated[Path, typer.Argument(metavar="AUDIO", help="What to say: any audio file, or a video file with sound.")],
+    audio: Annotated[
+        Path | None,
+        typer.Argument(metavar="AUDIO", help="What to say: any audio file, or a video file with sound. May be left out with --segment."),
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The video to write: .mp4, .mov, .mkv or .avi.")],
     model: Annotated[
         str, typer.Option(help="A model's name (1.6, 1.5; demo comes with the package: small, trained on rendered heads) or its folder.")
@@ -104,6 +108,18 @@ def sync(
     when_video_longer: Annotated[
         str, typer.Option(metavar=_either(opt.VIDEO_LONGER), help="Video longer than the sound: cut the video, or keep its rest untouched.")
     ] = DEFAULTS.when_video_longer,
+    segment: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="START-END=FILE",
+            help="Another sound from START to END, in seconds of the result, and new mouths there only; 3-5@1.5=a.wav begins at 1.5 s of the file. "
+            "May be given several times. Around them AUDIO is heard, or else the sound of FACE.",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="START-END", help="Make mouths anew from START to END only, in seconds of the result; may be given several times."),
+    ] = None,
     points: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where the faces are, frame by frame (.npz or .json), instead of looking for them: for drawn characters."),
@@ -140,7 +156,7 @@ def sync(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else on standard output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
-    """Lip-sync FACE to AUDIO and write OUT, whole or not at all."""
+    """Lip-sync FACE to AUDIO, or parts of it to the sounds of segments, and write OUT, whole or not at all."""
     settings = opt.options(
         steps=steps,
         guidance=guidance,
@@ -156,12 +172,18 @@ def sync(
         crf=crf,
         paste=paste,
         batch_windows=batch_windows,
+        only=only,
     )
+    from latentsync.media.writer import check_output
     from latentsync.preflight import preflight
+    from latentsync.segments import read_segment, settled, spoken
 
-    preflight(face, audio, out, settings, overwrite=overwrite, points=points, model=model, preview=preview, face_backend=face_backend, home=home)
+    segments = [read_segment(text) for text in segment or ()]
+    settings = settled(settings, segments, base=audio is not None)
     shown = _Show(quiet=as_json or sys.stderr is None or not sys.stderr.isatty())
-    with shown:
+    check_output(out, codec, crf, overwrite=overwrite, inputs=(face, *(s.audio for s in segments)))
+    with spoken(face, audio, out, segments) as (sound, notes), shown:
+        preflight(face, sound, out, settings, overwrite=overwrite, points=points, model=model, preview=preview, face_backend=face_backend, home=home)
         shown.say(f"loading {model}")
         from latentsync.pipeline import LipSync
 
@@ -171,11 +193,12 @@ def sync(
         if points is None:
             with _native_output_hidden():
                 lipsync.model.faces()
-        shown.say(f"syncing {face.name} to {audio.name}")
+        shown.say(f"syncing {face.name} to {', '.join(s.audio.name for s in segments) or sound.name}")
         looks = _looks(report)
-        result = lipsync.run(face, audio, out, settings, overwrite=overwrite, points=points, progress=shown.progress, inspect=looks)
+        result = lipsync.run(face, sound, out, settings, overwrite=overwrite, points=points, progress=shown.progress, inspect=looks)
         if looks is not None:
-            result.report = looks.close(audio, face).plain()
+            result.report = looks.close(sound, face).plain()
+        result.notes += notes
     if as_json:
         typer.echo(json.dumps(result.plain()))
     else:

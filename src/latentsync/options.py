@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral, Real
@@ -29,6 +30,7 @@ MAX_SEED = 2**32 - 1
 MAX_STEPS = 200  # beyond, the 1000 training steps no longer divide: samplers would begin far from pure noise, and at 1000 leave the schedule
 
 FaceChoice = Literal["largest", "left", "right"] | int | tuple[float, float]
+Span = tuple[float, float]  # seconds; from the first to just before the second
 
 
 class Sampling(NamedTuple):
@@ -57,6 +59,7 @@ class Options:
     crf: int | None = None  # None = the codec's default here
     batch_windows: int = 1
     paste: str = "mask"  # mask = only where the mouth was made anew; crop = the whole face crop, as published
+    only: tuple[Span, ...] = ()  # where mouths are made anew, in order, seconds of the result; () = everywhere
 
     def __post_init__(self) -> None:
         if self.steps is not None:
@@ -79,6 +82,13 @@ class Options:
             _within("fps", self.fps, Fraction(1), Fraction(240))
         if self.crf is not None:
             _whole("crf", self.crf, 0, 63)
+        object.__setattr__(self, "only", read_spans(self.only))
+
+    def check_spans(self, length: Fraction) -> None:
+        """Raises UsageError where a span of `only` begins after `length` seconds, the end of the sound."""
+        for start, end in self.only:
+            if start >= length:
+                raise UsageError(f"--only {start:g}-{end:g} begins after the end of the sound, {float(length):.2f} s")
 
     def sampling(self, defaults: DefaultsConfig) -> Sampling:
         """Steps, guidance and scheduler as chosen, or else the model's own."""
@@ -90,7 +100,8 @@ class Options:
 
 
 def options(**values: Any) -> Options:
-    """Options from plain values as users write them: `seed="random"`, `face="2"` or `"640,200"`, `fps="30000/1001"` and `"source"` are understood.
+    """Options from plain values as users write them: `seed="random"`, `face="2"` or `"640,200"`, `fps="30000/1001"` and `"source"`,
+    `only="3-5,7-9"` are understood.
 
     Raises UsageError for an unknown name or a value that cannot be used.
     """
@@ -98,7 +109,7 @@ def options(**values: Any) -> Options:
     for name in values:
         if name not in known:
             raise UsageError(f"unknown option '{name}'; known options are {', '.join(sorted(known))}")
-    readers: dict[str, Any] = {"seed": read_seed, "face": read_face, "fps": read_fps}
+    readers: dict[str, Any] = {"seed": read_seed, "face": read_face, "fps": read_fps, "only": read_spans}
     return Options(**{k: readers[k](v) if k in readers else v for k, v in values.items()})
 
 
@@ -147,6 +158,49 @@ def read_fps(value: Fraction | float | str | None) -> Fraction | None:
         if rate != whole and abs(rate - ntsc) < Fraction(1, 200):
             return ntsc
     return rate
+
+
+def read_spans(value: str | Iterable[Any] | None, name: str = "only") -> tuple[Span, ...]:
+    """Spans of time in order, those that touch joined: from '3-5', '3-5,1:02.5-1:10', or a list of such texts or of pairs of seconds."""
+    items = value.split(",") if isinstance(value, str) else [*(value or ())]
+    spans: list[Span] = []
+    for start, end in sorted(_span(item, name) for item in items if item != ""):
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+        else:
+            spans.append((start, end))
+    return tuple(spans)
+
+
+def _span(item: Any, name: str) -> Span:
+    if isinstance(item, str):
+        first, dash, second = item.partition("-")
+        pair = [first, second] if dash else []
+    else:
+        pair = [*item] if isinstance(item, list | tuple) else []
+    if len(pair) != 2:
+        raise UsageError(f"--{name} '{item}': write a span of time as START-END in seconds, such as 3-5.5")
+    start, end = (clock(part, name) for part in pair)
+    if start >= end:
+        raise UsageError(f"--{name} {start:g}-{end:g}: it must end after it begins")
+    return start, end
+
+
+def clock(value: Any, name: str) -> float:
+    """Seconds from a number, '62.5', '1:02.5' or '0:01:02.5'. Raises UsageError with the name of the option."""
+    try:
+        parts = [float(part) for part in (value.split(":") if isinstance(value, str) else [value])]
+        seconds = sum(part * 60**i for i, part in enumerate(reversed(parts)))
+        if isinstance(value, bool) or len(parts) > 3 or not 0 <= min(parts) <= max(parts) < math.inf:  # NaN fails too
+            raise ValueError
+    except (ValueError, TypeError):
+        raise UsageError(f"--{name} '{value}' is no time: pass seconds from 0, such as 62.5, or 1:02.5") from None
+    return seconds
+
+
+def exact(seconds: float) -> Fraction:
+    """The number as it was written: 3.04, and not the binary number next to it."""
+    return Fraction(str(float(seconds)))
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> None:

@@ -6,7 +6,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -29,9 +29,10 @@ from latentsync.media.audio import Audio, open_audio
 from latentsync.media.frame import Frame
 from latentsync.media.timeline import timeline, timeline_length
 from latentsync.media.video import Video, open_video
-from latentsync.media.writer import VideoWriter
-from latentsync.options import DEFAULT_MODEL, Options, options
+from latentsync.media.writer import VideoWriter, check_output
+from latentsync.options import DEFAULT_MODEL, Options, exact, options
 from latentsync.reference import Aligned, with_references
+from latentsync.segments import Segment, settled, spoken
 from latentsync.speech.track import SpeechTrack
 from latentsync.stages import Ahead, Behind
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 READ_AHEAD = 8  # frames decoded and tracked in front of the network, besides the window being filled
 WRITE_BEHIND = 8  # frames waiting to be pasted and encoded
+EDGE = 2  # frames at either end of a span of `only` in which the new mouth comes and goes
 
 
 class Finished(NamedTuple):
@@ -146,9 +148,10 @@ class LipSync:
     def sync(
         self,
         video: str | Path,
-        audio: str | Path,
+        audio: str | Path | None,
         out: str | Path,
         *,
+        segments: Sequence[Segment] = (),
         overwrite: bool = False,
         points: str | Path | None = None,
         progress: Callable[[Progress], None] | None = None,
@@ -156,10 +159,16 @@ class LipSync:
     ) -> Result:
         """Lip-sync `video` (or a still) to `audio` and write it to `out`, whole or not at all.
 
-        Settings are those of `Options`, also as the command line writes them. points names a file with the places of the faces, see
-        `face.given`; without it they are found and followed. Raises InputError, NoFaceError, OutputError, UsageError, DeviceError.
+        Settings are those of `Options`, also as the command line writes them. segments bring sounds of their own for parts of the result, see
+        `segments.settled`; with them audio may be None, which leaves the video's sound around them. points names a file with the places of the
+        faces, see `face.given`; without it they are found and followed. Raises InputError, NoFaceError, OutputError, UsageError, DeviceError.
         """
-        return self.run(Path(video), Path(audio), Path(out), options(**settings), overwrite=overwrite, points=points, progress=progress)
+        chosen = settled(options(**settings), segments, base=audio is not None)
+        check_output(Path(out), chosen.codec, chosen.crf, overwrite=overwrite, inputs=(Path(video), *(s.audio for s in segments)))
+        with spoken(Path(video), None if audio is None else Path(audio), Path(out), segments) as (sound, notes):
+            result = self.run(Path(video), sound, Path(out), chosen, overwrite=overwrite, points=points, progress=progress)
+        result.notes += notes
+        return result
 
     def run(
         self,
@@ -178,6 +187,7 @@ class LipSync:
         with open_video(video) as source:
             sound = open_audio(audio, beside=video)
             length = sound.info.duration
+            chosen.check_spans(length)
             result = Result(
                 out=out,
                 model=self.config.name,
@@ -265,11 +275,17 @@ class LipSync:
 
     def _align(self, source: Video, length: Fraction, tracker: Tracker | GivenPoints[Frame], chosen: Options) -> Iterator[Aligned]:
         """Decoded, followed and cut-out faces: everything that happens before the network."""
-        spoken, silent = until(timeline(source, length, **_time(chosen)), length)
+        heard, silent = until(timeline(source, length, **_time(chosen)), length)
         number = 0
-        for tracked in tracker.track(spoken, lambda frame: frame.picture):
+        share = _Share(chosen, length)
+        for tracked in tracker.track(heard, lambda frame: frame.picture):
             picture = tracked.frame.picture
             matrix = cut_out = None
+            strength = share.of(tracked)
+            if not strength:  # its mouth stays as it is, but the person is followed
+                yield Aligned(number, replace(tracked, points=None, strength=0.0), None, None, spoken=False)
+                number += 1
+                continue
             if tracked.points is not None:
                 matrix = alignment(tracked.points, self.config.resolution, picture.pixel_aspect)
                 cut_out = crop(picture, matrix, self.config.resolution)
@@ -278,7 +294,7 @@ class LipSync:
                     f"no face in frame {number} ({float(tracked.frame.time):.2f} s); pass --on-missing-face copy to keep such frames as they are, "
                     "or --face to choose another person"
                 )
-            yield Aligned(number, tracked, matrix, cut_out)
+            yield Aligned(number, replace(tracked, strength=strength * tracked.strength), matrix, cut_out)
             number += 1
         for frame in silent:  # the sound is over: nothing to say, nothing to change
             yield Aligned(number, Tracked(frame=frame, points=None, strength=0.0, cut=False), None, None, spoken=False)
@@ -411,6 +427,28 @@ def until(frames: Iterator[Frame], length: Fraction) -> tuple[Iterator[Frame], I
         yield from frames
 
     return first(), second()
+
+
+class _Share:
+    """How much of the new mouth a frame shows for the sake of `only`: nothing outside the spans; inside, it comes and goes over EDGE frames."""
+
+    def __init__(self, chosen: Options, length: Fraction) -> None:
+        self._spans = [(exact(start), exact(end)) for start, end in chosen.only]
+        self._length = length
+        self._count = 0  # frames of this span so far, within this shot
+
+    def of(self, tracked: Tracked[Frame]) -> float:
+        """0..1, for each frame in turn; a frame belongs to the span in which it begins."""
+        if not self._spans:
+            return 1.0
+        frame = tracked.frame
+        end = next((end for start, end in self._spans if start <= frame.time < end), None)
+        if end is None:
+            self._count = 0
+            return 0.0
+        self._count = EDGE + 1 if tracked.cut or frame.time == 0 else self._count + 1
+        left = math.ceil((end - frame.time) / frame.duration) if end < self._length else EDGE + 1
+        return min(1.0, self._count / (EDGE + 1), left / (EDGE + 1))
 
 
 def _time(chosen: Options) -> dict[str, Any]:

@@ -35,4 +35,5 @@ def preflight(
         if model is not None:
             weights.resolve(model, home=home, need=weights.roles(preview=preview, face_backend=face_backend, faces=points is None))
         sound = open_audio(audio, beside=video)  # the slowest here: it is decoded once
+        chosen.check_spans(sound.info.duration)
         VideoWriter(out, source.info, audio=sound, length=None, codec=chosen.codec, crf=chosen.crf, overwrite=overwrite, rate=chosen.fps)

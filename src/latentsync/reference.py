@@ -31,7 +31,7 @@ class Aligned(NamedTuple):
     tracked: Tracked[Frame]
     matrix: np.ndarray | None  # (2, 3) frame -> crop
     crop: np.ndarray | None  # (R, R, 3) uint8
-    spoken: bool = True  # False after the end of the sound
+    spoken: bool = True  # False where nothing is said anew: after the end of the sound, and outside the spans of `only`
     reference: np.ndarray | None = None  # (R, R, 3) uint8, the face that shows the network what to draw; None: the crop itself
 
 

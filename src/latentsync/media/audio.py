@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +27,7 @@ _LONGEST_OVERLAP = 1  # seconds; a longer jump back is taken for a restarted clo
 MANY = 8  # channels from which PyAV (up to 18.1) miscounts the planes of a frame: it then crashes on reading and fails on filling them
 _LEAD = 1  # seconds decoded before a wanted place, in which decoders and resamplers settle
 _CHUNK = 16000  # samples handed out at a time, roughly
+_BLOCK = 4096  # samples of silence at a time, per packet or handed to an encoder
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,24 @@ class Audio:
                 if piece.silence or piece.stop > piece.start:
                     yield piece
 
+    def blocks(self) -> Generator[np.ndarray, None, None]:
+        """(channels, n) float32 of the whole soundtrack in its own rate and layout, silences included."""
+        info = self.info
+        converters: dict[tuple[int, str], AudioResampler] = {}
+        for piece in self.pieces():
+            for n in blocks(piece.silence):
+                yield np.zeros((info.channels, n), np.float32)
+            frame = piece.item
+            if (frame.sample_rate, frame.layout.name) == (info.rate, info.layout):
+                values = as_float(frame)
+            else:  # a stream that changes on the way
+                converter = converters.setdefault((frame.sample_rate, frame.layout.name), AudioResampler("fltp", info.layout, info.rate))
+                frame.pts = None
+                parts = [as_float(f) for f in converter.resample(frame)]
+                values = np.concatenate(parts, axis=1) if parts else np.zeros((info.channels, 0), np.float32)
+                values = np.pad(values, ((0, 0), (0, max(0, piece.stop - values.shape[1]))))
+            yield values[:, piece.start : piece.stop]
+
     def samples(self, rate: int = SPEECH_RATE) -> Iterator[np.ndarray]:
         """(n,) float32 chunks, the mean of the channels at `rate` Hz; ceil(duration * rate) samples in all."""
         wanted = math.ceil(self.info.duration * rate)
@@ -284,6 +303,13 @@ def as_float(frame: AudioFrame) -> np.ndarray:
     if name.startswith("u8"):
         return (values.astype(np.float32) - 128) / 128
     return np.multiply(values, 0.5 ** (values.dtype.itemsize * 8 - 1), dtype=np.float64).astype(np.float32)
+
+
+def blocks(count: int) -> Iterator[int]:
+    """`count` samples in blocks."""
+    while count > 0:
+        yield min(count, _BLOCK)
+        count -= _BLOCK
 
 
 def _interleaved(frame: AudioFrame) -> AudioFrame:

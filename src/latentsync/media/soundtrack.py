@@ -13,13 +13,12 @@ from av.audio.resampler import AudioResampler
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
-from latentsync.media.audio import MANY, Audio, Placer, as_float, audio_stream
+from latentsync.media.audio import MANY, Audio, Placer, audio_stream, blocks
 from latentsync.media.encoding import COPIED
 
 AAC_BITRATE = 192_000
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
-_BLOCK = 4096  # samples per packet of silence, or of sound handed to the encoder
 
 
 class Soundtrack:
@@ -131,7 +130,7 @@ class Soundtrack:
         for packet in self._demuxed():
             stamp = packet.pts if packet.pts is not None else packet.dts
             piece = placer.place(bytes(packet), None if stamp is None else stamp * base, packet.size // block)
-            chunks: list[tuple[bytes | None, int]] = [(None, n) for n in _blocks(piece.silence)]
+            chunks: list[tuple[bytes | None, int]] = [(None, n) for n in blocks(piece.silence)]
             if piece.stop > piece.start:
                 chunks.append((piece.item[piece.start * block : piece.stop * block], piece.stop - piece.start))
             for data, count in chunks:
@@ -183,7 +182,7 @@ class Soundtrack:
         same = info.rate == self._rate and len(_LAYOUTS.get(info.channels, "")) > 0 and info.channels < MANY
         resampler = None if same else AudioResampler("fltp", self._layout, self._rate)
         position = 0
-        for values in self._blocks():
+        for values in self._audio.blocks():
             time = Fraction(position, info.rate)
             while self._end is None and time + Fraction(values.shape[1], info.rate) > self._safe:
                 yield time
@@ -205,27 +204,3 @@ class Soundtrack:
                 yield from resampler.resample(frame)
         if resampler is not None:
             yield from resampler.resample(None)
-
-    def _blocks(self) -> Iterator[np.ndarray]:
-        """(channels, n) float32 of the whole soundtrack, silences included."""
-        info = self._audio.info
-        converters: dict[tuple[int, str], AudioResampler] = {}
-        for piece in self._audio.pieces():
-            for n in _blocks(piece.silence):
-                yield np.zeros((info.channels, n), np.float32)
-            frame = piece.item
-            if (frame.sample_rate, frame.layout.name) == (info.rate, info.layout):
-                values = as_float(frame)
-            else:  # a stream that changes on the way
-                converter = converters.setdefault((frame.sample_rate, frame.layout.name), AudioResampler("fltp", info.layout, info.rate))
-                frame.pts = None
-                parts = [as_float(f) for f in converter.resample(frame)]
-                values = np.concatenate(parts, axis=1) if parts else np.zeros((info.channels, 0), np.float32)
-                values = np.pad(values, ((0, 0), (0, max(0, piece.stop - values.shape[1]))))
-            yield values[:, piece.start : piece.stop]
-
-
-def _blocks(count: int) -> Iterator[int]:
-    while count > 0:
-        yield min(count, _BLOCK)
-        count -= _BLOCK
