@@ -72,6 +72,12 @@ def dealt(number: int) -> torch.device:
     return torch.device("cuda", number % torch.cuda.device_count()) if found.type == "cuda" else found
 
 
+def every() -> list[str]:
+    """Names of all devices that are worth a process of their own: all CUDA GPUs, else what auto takes."""
+    found = choose("auto", "fp32").device
+    return [f"cuda:{k}" for k in range(torch.cuda.device_count())] if found.type == "cuda" else [found.type]
+
+
 def _device(name: str) -> tuple[torch.device, str]:
     if name == "auto":
         if torch.cuda.is_available():
