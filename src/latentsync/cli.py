@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latentsync import __version__, cli_evaluate, cli_prepare, cli_serve, cli_train
+from latentsync import __version__, cli_app, cli_evaluate, cli_prepare, cli_serve, cli_train
 from latentsync import options as opt
 from latentsync.errors import LatentSyncError
 
@@ -37,6 +37,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(cli_train.train_app, name="train")
 app.add_typer(cli_prepare.prepare_app, name="prepare")
 app.add_typer(cli_evaluate.evaluate_app, name="evaluate")
+app.command()(cli_app.app)
 app.command()(cli_serve.serve)
 
 
