@@ -125,7 +125,7 @@ def test_python_in_blocks_compiles_and_imports_what_exists(page):
 
 
 def test_settings_in_python_examples_are_options():
-    known = {*Options.__dataclass_fields__, "overwrite", "points", "progress"}
+    known = {*Options.__dataclass_fields__, "segments", "overwrite", "points", "progress"}
     wrong = set()
     for page in PAGES:
         for language, block in FENCE.findall(read(page)):
