@@ -29,7 +29,7 @@ from latentsync.errors import InputError, OutputError, UsageError, WeightsError
 from latentsync.jobs import crew, worker
 from latentsync.jobs.alive import Sign, alive
 from latentsync.jobs.errors import LimitError, NotFound
-from latentsync.jobs.folders import Draft, Folders, plain_errors
+from latentsync.jobs.folders import Draft, Folders, for_people, plain_errors
 from latentsync.jobs.limits import Limits
 from latentsync.jobs.probe import probe
 from latentsync.jobs.records import Counts, Job, Model, Request, State, Worker
@@ -152,13 +152,12 @@ class Desk:
             self._check_files(draft, request, chosen)
             digest = _digest(draft, request) if idempotency_key is not None else ""
             settled = replace(request, model=name, options={**_plain(request.options), "seed": chosen.seed})
-            names = {file: called for file, called in draft.names.items() if file in request.files}
             draft.settle()
             known = self.store.submit(
                 draft.id,
                 settled,
                 owner=owner,
-                names=names,
+                names=draft.names,
                 limits=self.limits,
                 key=idempotency_key,
                 digest=digest,
@@ -181,7 +180,7 @@ class Desk:
             weights.resolve(self._models[name], home=self._home, need=need)
         except WeightsError as e:
             told = [line for line in str(e).splitlines() if not line.startswith("looked in")]  # which folders there are is nobody's business
-            raise WeightsError("\n".join(told)) from e
+            raise WeightsError("\n".join(told).replace(self._models[name], name)) from e
         return name
 
     def _check_files(self, draft: Draft, request: Request, chosen: Options) -> None:
@@ -190,14 +189,12 @@ class Desk:
                 raise InputError(f"there is no {Path(file).stem} file: it was not uploaded")
         for file in [f for f in draft.names if f not in request.files]:
             (draft.folder / file).unlink(missing_ok=True)
+            del draft.names[file]
         try:
             probe(draft.folder, request, chosen, draft.names, self.limits)
         except (InputError, UsageError) as e:
-            text = str(e)
-            for file, called in draft.names.items():
-                text = text.replace(str(draft.folder / file), called)
             kind = LimitError if isinstance(e, LimitError) else InputError if isinstance(e, InputError) else UsageError
-            raise kind(text) from e
+            raise kind(for_people(e, draft.folder, draft.names)) from e
 
     # Looking after.
 

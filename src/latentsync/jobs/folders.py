@@ -9,11 +9,11 @@ import secrets
 import shutil
 import time
 import unicodedata
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from latentsync.errors import OutputError, UsageError
+from latentsync.errors import LatentSyncError, OutputError, UsageError
 from latentsync.jobs.errors import DiskFull
 from latentsync.jobs.records import FILE
 
@@ -179,6 +179,14 @@ def shown(name: str) -> str:
 def is_input(name: str) -> bool:
     """Whether a file of a job's folder came from its owner."""
     return bool(FILE.fullmatch(name))
+
+
+def for_people(error: LatentSyncError, folder: Path, names: Mapping[str, str]) -> str:
+    """The sentence of an error without paths of this machine: inputs are called as their owner called them."""
+    text = str(error)
+    for file, name in names.items():
+        text = text.replace(str(folder / file), name)
+    return text.replace(f"{folder}/", "").replace(str(folder), "the job's folder")
 
 
 @contextmanager

@@ -6,17 +6,18 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 
-from latentsync.errors import LatentSyncError, UsageError
+from latentsync.errors import UsageError
 from latentsync.evaluate.short import Short
 from latentsync.jobs.folders import is_input
 from latentsync.jobs.limits import Limits
 from latentsync.jobs.probe import probe
 from latentsync.jobs.records import Job, Request
 from latentsync.jobs.store import Pulse
+from latentsync.jobs.worker import Made, Setting
 from latentsync.media.frame import Frame
 from latentsync.options import Options, options
 from latentsync.pipeline import Finished, LipSync, Progress, Result
@@ -72,12 +73,18 @@ class Resident:
         self._loaded = self._key = None
         gc.collect()
 
+    def prepare(self, say: Callable[[str], None]) -> None:
+        """Load the first model."""
+        self.get(say=say)
 
-class Made(NamedTuple):
-    """What came of a job."""
+    def perform(self, job: Job, folder: Path, limits: Limits, said: Pulse, check: Callable[[], None], number: int) -> Made:
+        """See `perform`."""
+        return perform(job, folder, self, limits, said, check, number=number)
 
-    out: str  # name of the file in the job's folder
-    result: dict[str, Any]  # of `Result.plain`, without paths
+
+def performer(setting: Setting) -> Resident:
+    """What does the jobs of a worker."""
+    return Resident(setting.models, device=setting.device, dtype=setting.dtype, home=setting.home)
 
 
 def perform(job: Job, folder: Path, resident: Resident, limits: Limits, said: Pulse, check: Callable[[], None], *, number: int) -> Made:
@@ -200,11 +207,3 @@ class _Preview:
             with whole(self._path) as scratch:
                 scratch.write_bytes(data.tobytes())
             self._said.previews += 1
-
-
-def for_people(error: LatentSyncError, folder: Path, names: Mapping[str, str]) -> str:
-    """The sentence of an error without paths of this machine: inputs are called as their owner called them."""
-    text = str(error)
-    for file, name in names.items():
-        text = text.replace(str(folder / file), name)
-    return text.replace(f"{folder}/", "").replace(str(folder), "the job's folder")

@@ -7,28 +7,27 @@ nothing any more, ends it: its job goes back into the queue, and the crew starts
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 from latentsync.errors import DeviceError, LatentSyncError, OutputError
 from latentsync.jobs.alive import Sign
 from latentsync.jobs.errors import Cancelled, Fenced, Leaving, Stopped
-from latentsync.jobs.folders import Folders, new_id
+from latentsync.jobs.folders import Folders, for_people, new_id
 from latentsync.jobs.limits import Limits
 from latentsync.jobs.records import Job, WorkerState
 from latentsync.jobs.records import Worker as Record
 from latentsync.jobs.store import Claim, Pulse, Store
-
-if TYPE_CHECKING:
-    from latentsync.jobs.work import Resident
 
 SIGNS = "workers"  # folder of the workers' signs of life, below the root
 LOGS = "logs"
@@ -52,6 +51,28 @@ class Setting:
     limits: Limits = field(default_factory=Limits)
     number: int = 0
     id: str = ""  # "": a new one
+    factory: str = "latentsync.jobs.work:performer"  # module:function that makes a `Performer` of this
+
+
+class Made(NamedTuple):
+    """What came of a job."""
+
+    out: str  # name of the file in the job's folder
+    result: dict[str, Any]  # of `Result.plain`, without paths
+
+
+class Performer(Protocol):
+    """What does jobs; see `work.Resident`."""
+
+    @property
+    def name(self) -> str:
+        """Of the model that is loaded."""
+
+    def prepare(self, say: Callable[[str], None]) -> None:
+        """Load what the first job will need. Raises DeviceError where none can be done here."""
+
+    def perform(self, job: Job, folder: Path, limits: Limits, said: Pulse, check: Callable[[], None], number: int) -> Made:
+        """Do a job in its folder. How far it is stands in `said`; `check` is asked often, and ends it by raising; `number` names the attempt."""
 
 
 def host() -> str:
@@ -100,13 +121,12 @@ class _Life:
             beat.join()
 
     def _work(self) -> int:
-        from latentsync.jobs.work import Resident
-
         s = self._setting
-        resident = Resident(s.models, device=s.device, dtype=s.dtype, home=s.home)
+        module, _, function = s.factory.partition(":")
+        performer: Performer = getattr(importlib.import_module(module), function)(s)
         try:
-            resident.get(say=lambda what: self._say("loading", what))
-            self._say("idle", model=resident.name)
+            performer.prepare(lambda what: self._say("loading", what))
+            self._say("idle", model=performer.name)
         except DeviceError as e:
             self._say("dead", str(e))
             return e.exit_code
@@ -117,14 +137,12 @@ class _Life:
                 self._stop.wait(IDLE)
                 continue
             taken = self._store.claim(s.id, host())
-            if taken is not None and not self._do(*taken, resident):
+            if taken is not None and not self._do(*taken, performer):
                 return DeviceError.exit_code
         return 0
 
-    def _do(self, claim: Claim, job: Job, resident: Resident) -> bool:
+    def _do(self, claim: Claim, job: Job, performer: Performer) -> bool:
         """One job. False where this process had better end, and another one start."""
-        from latentsync.jobs.work import for_people, perform
-
         end: dict[str, Any]
         folder = self._folders.of(job.id)
         with self._lock:
@@ -133,7 +151,7 @@ class _Life:
             self._broken = None
         self._say("busy", job=job.id)
         try:
-            made = perform(job, folder, resident, self._setting.limits, self._said, self._check, number=claim.token)
+            made = performer.perform(job, folder, self._setting.limits, self._said, self._check, claim.token)
             end = {"state": "done", "result": made.result, "out": made.out}
             self._record = replace(self._record, jobs_done=self._record.jobs_done + 1)
         except Cancelled:
@@ -151,7 +169,7 @@ class _Life:
         if end.get("state") != "done":
             _drop(folder, claim)
         self._end(claim, end, folder)
-        self._say("idle", model=resident.name)
+        self._say("idle", model=performer.name)
         return end.get("error_kind") != "DeviceError"
 
     def _end(self, claim: Claim, end: dict[str, Any], folder: Path) -> None:

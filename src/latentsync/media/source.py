@@ -50,12 +50,16 @@ def _refuse(url: str, flags: int, options: dict[str, str]) -> Any:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[InputContainer]:
-    """An open container, closed on leaving. Raises `InputError` saying what is wrong with the file."""
+def opened(path: Path, *, max_pixels: int = 0) -> Iterator[InputContainer]:
+    """An open container, closed on leaving. Raises `InputError` saying what is wrong with the file.
+
+    Looking into a file decodes some of it. With `max_pixels` no larger picture is decoded for that; such a stream may then have a size of 0x0.
+    """
     reader = _open_file(path)
     try:
         try:
-            container = av.open(reader, "r", buffer_size=_READ_BYTES, io_open=_refuse, **_TOLERANT)
+            limit = {"max_pixels": str(max_pixels)} if max_pixels else {}
+            container = av.open(reader, "r", options=limit, buffer_size=_READ_BYTES, io_open=_refuse, **_TOLERANT)
         except av.error.FFmpegError as e:
             raise InputError(_why_unreadable(path, e)) from e
         except (OSError, ValueError) as e:
