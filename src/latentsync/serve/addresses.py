@@ -30,6 +30,9 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
+_SPECIAL = ipaddress.ip_network("192.0.0.0/24")  # for protocols; Python's view of it differs between its versions
+
+
 def is_public(address: str) -> bool:
     """Whether an IP address is of the public internet: no private, local, shared, reserved or multicast one, in whatever spelling."""
     try:
@@ -41,6 +44,8 @@ def is_public(address: str) -> bool:
             return is_public(str(ip.ipv4_mapped))
         if any(ip in network for network in _TRANSITION):
             return False
+    elif ip in _SPECIAL:
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback or ip.is_link_local)
 
 
@@ -83,6 +88,8 @@ class Doorkeeper:
         """The place behind an address. Raises AddressRefused for one that is not asked, AddressFailed for a host that is not found."""
         parsed, host = self.read(url)
         port = parsed.port or {"https": 443, "http": 80}[parsed.scheme]
+        if port > 65535:
+            raise AddressRefused(f"port {port} does not exist")
         named = host in self.hosts or f"{host}:{port}" in self.hosts
         if not named and port not in (80, 443) and port < 1024:
             raise AddressRefused(f"port {port} is not asked: it belongs to other services than the web; ports 80, 443 and those from 1024 are")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -17,9 +18,11 @@ from starlette.exceptions import HTTPException
 
 from latentsync import __version__
 from latentsync.errors import LatentSyncError, UsageError
-from latentsync.jobs import Desk, Draft, Job, SegmentInput
+from latentsync.jobs import Desk, Draft, Job, Model, SegmentInput
 from latentsync.jobs import Request as JobRequest
 from latentsync.jobs.errors import QueueFull
+from latentsync.segments import Segment as Spoken
+from latentsync.segments import in_order
 from latentsync.serve import events, manual, metrics
 from latentsync.serve.fetch import fetch
 from latentsync.serve.gate import Asker, Gate, Places
@@ -30,6 +33,7 @@ from latentsync.serve.uploads import read_form, read_text
 from latentsync.serve.webhooks import Messenger, key_of
 
 PAGE = 50  # jobs of a list
+MODELS_FOR = 5.0  # seconds for which a look at the files of models is good
 _FILE_FIELD = re.compile(r"video|audio(?:[_-]([1-9][0-9]?))?")
 _KEY = re.compile(r"[\x21-\x7e]{1,150}")
 _TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".mkv": "video/x-matroska", ".avi": "video/x-msvideo"}
@@ -64,6 +68,7 @@ def create_app(desk: Desk, settings: Settings) -> FastAPI:
     if settings.webhook_secret is not None:
         key_of(settings.webhook_secret)
     meter = metrics.Meter(desk)
+    offered: list[tuple[float, list[Model]]] = []  # when it was looked up, and what was found
     stopping = asyncio.Event()
     streams = Places(10 * settings.streams, settings.streams, "event streams")
     uploads = Places(settings.uploads, max(1, settings.uploads // 2), "uploads")
@@ -116,7 +121,10 @@ def create_app(desk: Desk, settings: Settings) -> FastAPI:
 
     @app.get("/v1/models", tags=["models"], summary="Models that a job may name", response_model=ModelList, responses=_errors())
     def models() -> ModelList:
-        return ModelList(models=[ModelOut(name=m.name, installed=m.installed, note=m.note.partition("\nlooked in:")[0]) for m in desk.models()])
+        now = time.monotonic()
+        if not offered or now - offered[0][0] > MODELS_FOR:
+            offered[:] = [(now, desk.models())]
+        return ModelList(models=[ModelOut(name=m.name, installed=m.installed, note=m.note.partition("\nlooked in:")[0]) for m in offered[0][1]])
 
     @app.post(
         "/v1/jobs",
@@ -321,6 +329,7 @@ async def _wanted(asked: Asked, files: dict[str, Path], draft: Draft, desk: Desk
         raise UsageError("video: missing; send the video or still as the file 'video'" + (", or name it by video_url" if settings.allow_urls else ""))
     if not {"audio"} & set(files) and not asked.audio_url and not asked.segments:
         raise UsageError("audio: missing; send the sound as the file 'audio', or segments with theirs")
+    in_order(Spoken(s.start, s.end, Path(s.audio or "its sound"), s.audio_start) for s in asked.segments or ())
     spoken = [_spoken(i, s.audio, s.audio_url, files) for i, s in enumerate(asked.segments or ())]
 
     async def fetched(url: str, kind: str) -> Path:

@@ -52,16 +52,15 @@ class Gate:
                 headers.setdefault("Cache-Control", "private, no-store")
                 headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
                 headers.setdefault("Referrer-Policy", "no-referrer")
+                if status >= 400 and scope["method"] not in ("GET", "HEAD"):
+                    headers["Connection"] = "close"  # the rest of its body is not read
             await send(message)
 
         try:
             try:
                 scope["asker"] = self._admit(scope)
             except LatentSyncError as e:
-                refusal = answer(e)
-                if scope["method"] not in ("GET", "HEAD"):
-                    refusal.headers["Connection"] = "close"  # its body is not read
-                await refusal(scope, receive, answered)
+                await answer(e)(scope, receive, answered)
                 return
             await self._app(scope, receive, answered)
         finally:

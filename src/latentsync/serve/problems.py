@@ -100,6 +100,4 @@ def answer(error: errors.LatentSyncError) -> JSONResponse:
         headers["Retry-After"] = str(RETRY_AFTER)
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="latentsync"'
-    if isinstance(error, TooLarge | TooSlow):
-        headers["Connection"] = "close"  # the rest of the body is not read
     return JSONResponse(body_of(type(error).__name__, str(error)), status, headers)
