@@ -158,7 +158,7 @@ def result(job: Job | None) -> str:
         f"<div class='pair'><figure>{before}<figcaption>Before</figcaption></figure>"
         f"<figure><video src='{base}/result' class='after' controls playsinline preload='metadata' aria-label='After: the result'></video>"
         "<figcaption>After</figcaption></figure></div>"
-        "<div class='row'><button type='button' class='main' data-play='pair'>Play both</button>"
+        "<div class='row'><button type='button' class='lead' data-play='pair'>Play both</button>"
         f"<a class='button' href='{base}/result?download=1' download='{name}'>Download</a>"
         f"<button type='button' class='quiet' data-act='again' data-id='{job.id}'>Use these settings</button></div>"
         f"{report(job)}{settings(job)}</section>"

@@ -29,6 +29,7 @@ FIELDS = (
     "on_missing_face",
     "preview",
 )  # of the page, named as in `options.Options`, but for the model and the preview
+OWN = next(name for name, key in SPEEDS.items() if key == "own")
 SPEED_FIELDS = ("steps", "guidance", "scheduler", "cache", "crf")
 
 
@@ -49,7 +50,7 @@ def connect(blocks: gr.Blocks, p: SimpleNamespace, actions: Actions) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
     light: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     raw: dict[str, Any] = {**quiet, "preprocess": False}  # files as they were uploaded: nothing converts or copies them
-    inputs = [p.which, p.video, p.still, p.heard, p.sound, p.of_video, p.look, p.chosen, *(getattr(p, name) for name in FIELDS)]
+    inputs = [p.which, p.video, p.still, p.heard, p.sound, p.of_video, p.look, p.chosen, p.speed, *(getattr(p, name) for name in FIELDS)]
 
     def painted(made: dict[str, Any], seen: Seen) -> list[Any]:
         """What `Actions.view` found -> an update for each of `parts`."""
@@ -81,6 +82,8 @@ def connect(blocks: gr.Blocks, p: SimpleNamespace, actions: Actions) -> None:
         look, chosen = data[p.look], data[p.chosen]
         face = look.spots[chosen].choice if look is not None and chosen is not None else "largest"
         fields = {name: data[getattr(p, name)] for name in FIELDS}
+        if SPEEDS.get(data[p.speed]) != "own":  # not from the fields: their answer may still be on its way
+            fields |= actions.models.speed(fields["model"], SPEEDS.get(data[p.speed], "balanced"))
         person, sound = (data[p.which], data[p.video], data[p.still]), (data[p.heard], data[p.sound], data[p.of_video])
         return done(lambda: actions.run(person, sound, face, fields, request).id, data[p.watched], data[p.seen], request)
 
@@ -115,7 +118,7 @@ def connect(blocks: gr.Blocks, p: SimpleNamespace, actions: Actions) -> None:
             used = actions.again(str(event._data.get("id")), request)
         except LatentSyncError:
             return [gr.skip()] * (len(FIELDS) + 1)
-        return [*(used.get(name, gr.skip()) for name in FIELDS), next(name for name, key in SPEEDS.items() if key == "own")]
+        return [*(used.get(name, gr.skip()) for name in FIELDS), OWN]
 
     blocks.load(arrive, None, [p.watched, *parts], **light)
     p.timer.tick(view, [p.watched, p.seen], parts, **light)
@@ -140,9 +143,9 @@ def connect(blocks: gr.Blocks, p: SimpleNamespace, actions: Actions) -> None:
 
     speeds = [*(getattr(p, name) for name in SPEED_FIELDS), p.fetch]
     gr.on([p.model.change, p.speed.input], actions.settings, [p.model, p.speed], speeds, **light)
-    own = next(name for name, key in SPEEDS.items() if key == "own")
-    changed = [event for name in SPEED_FIELDS for event in [getattr(p, name).input]]
-    gr.on(changed, _always(own), None, p.speed, **light)
+    gr.on(
+        [getattr(p, name).input for name in SPEED_FIELDS], None, None, p.speed, js=f"() => {OWN!r}", show_progress="hidden"
+    )  # at once, in the browser
     p.dice.click(actions.dice, None, p.seed, **light)
     p.fetch.click(actions.fetch, p.model, [p.fetching, p.timer], **light)
 
