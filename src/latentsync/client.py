@@ -32,7 +32,6 @@ FINAL = ("done", "failed", "cancelled")
 POLL = 1.0  # seconds between two looks at a job
 TRIES = 6  # in a row without an answer
 _AGAIN = (429, 502, 503, 504)
-_BLOCK = 1 << 18
 
 
 class ServiceError(LatentSyncError):
@@ -353,7 +352,7 @@ class Client:
                         f.seek(0)
                         f.truncate()
                     tag = response.headers.get("ETag", "")
-                    for block in response.iter_raw(_BLOCK):
+                    for block in response.iter_raw():
                         f.write(block)
                 return
             except httpx.TransportError as e:

@@ -7,13 +7,16 @@ import stat
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from latentsync.errors import UsageError
 from latentsync.jobs import Desk
 from latentsync.serve import keys
+from latentsync.serve.api import create_app
 from latentsync.serve.gate import Places
 from latentsync.serve.problems import TooOften
 from latentsync.serve.rate import Buckets, visitor
+from latentsync.serve.settings import Settings
 from tests.serve.conftest import Service, ask, end
 
 ALICE, BOB = "alices-key-0123456789", "bobs-key-0123456789"
@@ -145,6 +148,18 @@ def test_answers_carry_what_browsers_should_know(service: Service) -> None:
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert "no-store" in answer.headers["Cache-Control"]
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+
+
+def test_below_a_path_the_same_doors_are_open(desk: Desk) -> None:
+    """As uvicorn says it: the path with what a proxy has taken off."""
+    with TestClient(create_app(desk, Settings(keys=KEYS)), base_url="http://localhost", root_path="/lips") as client:
+        assert [client.get(p).status_code for p in ("/lips/healthz", "/lips/docs", "/lips/v1/jobs", "/lips/v1/models/healthz")] == [
+            200,
+            200,
+            401,
+            401,
+        ]
+        assert client.get("/lips/", follow_redirects=False).headers["Location"] == "/lips/docs"
 
 
 def test_places_are_given_back() -> None:

@@ -21,8 +21,6 @@ from latentsync.errors import LatentSyncError, UsageError
 from latentsync.jobs import Desk, Draft, Job, Model, SegmentInput
 from latentsync.jobs import Request as JobRequest
 from latentsync.jobs.errors import QueueFull
-from latentsync.segments import Segment as Spoken
-from latentsync.segments import in_order
 from latentsync.serve import events, manual, metrics
 from latentsync.serve.fetch import fetch
 from latentsync.serve.gate import Asker, Gate, Places
@@ -329,7 +327,7 @@ async def _wanted(asked: Asked, files: dict[str, Path], draft: Draft, desk: Desk
         raise UsageError("video: missing; send the video or still as the file 'video'" + (", or name it by video_url" if settings.allow_urls else ""))
     if not {"audio"} & set(files) and not asked.audio_url and not asked.segments:
         raise UsageError("audio: missing; send the sound as the file 'audio', or segments with theirs")
-    in_order(Spoken(s.start, s.end, Path(s.audio or "its sound"), s.audio_start) for s in asked.segments or ())
+
     spoken = [_spoken(i, s.audio, s.audio_url, files) for i, s in enumerate(asked.segments or ())]
 
     async def fetched(url: str, kind: str) -> Path:

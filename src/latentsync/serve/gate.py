@@ -68,7 +68,7 @@ class Gate:
 
     def _admit(self, scope: Scope) -> Asker:
         """Who asks. Raises Forbidden, Denied, TooOften."""
-        settings, headers, path = self._settings, Headers(scope=scope), scope["path"]
+        settings, headers, path = self._settings, Headers(scope=scope), _below(scope)
         host = _bare(headers.get("host", ""))
         if path == LIVE:
             return Asker("", "")
@@ -95,6 +95,12 @@ class Gate:
         wait = self._buckets.take(name)
         if wait:
             raise TooOften(f"too many requests: {self._settings.rate:g} a second are taken; the next one in {wait:.2f} s", wait)
+
+
+def _below(scope: Scope) -> str:
+    """The path of a request, without that below which a proxy offers the service."""
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 def _key(headers: Headers) -> str:
