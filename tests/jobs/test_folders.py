@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from latentsync.errors import InputError, OutputError, UsageError
+from latentsync.errors import OutputError, UsageError
 from latentsync.jobs import DiskFull, Limits, Request, SegmentInput
 from latentsync.jobs.folders import Draft, Folders, for_people, new_id, shown
 
@@ -159,7 +159,7 @@ def test_orphans_are_those_that_nobody_knows_and_nobody_writes_to(folders: Folde
 def test_errors_tell_names_and_not_paths(folders: Folders) -> None:
     draft = Draft(folders)
     path = draft.path("Mein Film.mp4", "video")
-    said = for_people(InputError(f"cannot read {path}: it is damaged; see {draft.folder}/result.mp4"), draft.folder, draft.names)
+    said = for_people(f"cannot read {path}: it is damaged; see {draft.folder}/result.mp4", draft.folder, draft.names)
     assert said == "cannot read Mein Film.mp4: it is damaged; see result.mp4"
     assert shown("C:\\Users\\me\\film.mp4") == "film.mp4"
 

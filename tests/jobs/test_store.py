@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from latentsync.errors import OutputError, UsageError
-from latentsync.jobs import Conflict, Limits, NotFound, QueueFull, Request, TooMany
+from latentsync.jobs import Conflict, DiskFull, Limits, NotFound, QueueFull, Request, TooMany
 from latentsync.jobs.errors import Fenced
 from latentsync.jobs.folders import new_id
 from latentsync.jobs.store import Claim, Pulse, Store, sqlite_url
@@ -34,7 +35,7 @@ def put(store: Store, owner: str = "", **more: Any) -> str:
 
 
 def taken(store: Store, worker: str = "w") -> Claim:
-    found = store.claim(worker, "host")
+    found = store.claim(worker, "host", [""])
     assert found is not None
     return found[0]
 
@@ -46,7 +47,7 @@ def all_gone(worker: str, host: str) -> bool:
 def claim_all(url: str, name: str, results: Any) -> None:
     store = Store(url)
     mine = []
-    while (found := store.claim(name, "host")) is not None:
+    while (found := store.claim(name, "host", [""])) is not None:
         mine.append(found[0].job)
         store.pulse(found[0], Pulse(done=1))
         store.finish(found[0], "done", HOUR, out="result.mp4", result={"frames": 1})
@@ -86,7 +87,7 @@ def test_what_was_acknowledged_outlives_kill_9(store: Store, tmp_path: Path) -> 
     acknowledged = [line for line in told.read_text().split() if len(line) == 22]
     assert len(acknowledged) >= 19
     assert store.there(acknowledged) == set(acknowledged)
-    assert store.claim("w", "host") is not None  # and the database is sound
+    assert store.claim("w", "host", [""]) is not None  # and the database is sound
 
 
 def test_first_come_first_served_with_places(store: Store) -> None:
@@ -98,6 +99,28 @@ def test_first_come_first_served_with_places(store: Store) -> None:
     store.release(claim)  # a worker that leaves puts it back to where it was
     assert [store.get(job).position for job in jobs] == [1, 2, 3]
     assert store.get(jobs[0]).attempts == 0
+
+
+def test_workers_take_what_they_have_a_model_for(store: Store) -> None:
+    small, large = (store.submit(new_id(), replace(REQUEST, model=m), owner="", names={}, limits=LIMITS) for m in ("small", "large"))
+    assert store.waiting(["large"])
+    assert not store.waiting(["other"])
+    assert store.claim("w", "host", ["other"]) is None
+    for model, job in (("large", large), ("small", small)):
+        found = store.claim("w", "host", [model, "other"])
+        assert found is not None
+        assert found[0].job == job
+
+
+def test_a_full_disk_is_told_in_words(store: Store) -> None:
+    with store._reading() as db:
+        pages = db.exec_driver_sql("PRAGMA page_count").scalar_one()
+    store._engine.dispose()
+    sa.event.listen(store._engine, "connect", lambda connection, _: connection.execute(f"PRAGMA max_page_count={pages}"))
+    with pytest.raises(DiskFull, match="the disk is full"):
+        for _ in range(100):
+            put(store, limits=Limits(max_queue=0, max_per_owner=0))
+    assert store.counts()[0]["queued"] > 0  # those before it stand
 
 
 def test_a_worker_that_was_taken_for_dead_can_write_nothing(store: Store) -> None:
@@ -151,7 +174,7 @@ def test_a_job_that_kills_its_workers_is_given_up_with_the_reason(store: Store) 
     assert (found.state, found.attempts, found.exit_code) == ("failed", 3, 1)
     assert "ended 3 times" in found.error
     assert "the device answers nothing" in found.error
-    assert store.claim("w", "host") is None
+    assert store.claim("w", "host", [""]) is None
     assert store.totals()["retried"] == 2
     assert [d.event for d in store.deliveries(job)] == ["job.failed"]
 

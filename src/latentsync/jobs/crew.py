@@ -111,15 +111,21 @@ class _Member:
         context = multiprocessing.get_context("spawn")  # not forked: threads of OpenCV and contexts of GPUs do not survive that
         self.process = context.Process(target=worker.live, args=(self.setting,), daemon=True, name=f"latentsync-worker-{self.setting.number}")
         self._since = time.monotonic()
-        self.process.start()
+        try:
+            self.process.start()
+        except OSError:  # no more processes, or no memory for one
+            self._rest()
 
     def fallen(self) -> None:
         """It has ended by itself."""
-        assert self.process is not None
+        if self.process is not None:
+            self.process.join()
+        self._rest()
+
+    def _rest(self) -> None:
         now = time.monotonic()
         self._deaths = 1 if now - self._since > STEADY else self._deaths + 1
         self.begin_at = now + PAUSES[min(self._deaths, len(PAUSES)) - 1]
-        self.process.join()
         self.process = None
 
     def ask_to_leave(self) -> None:

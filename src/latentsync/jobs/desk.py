@@ -194,7 +194,7 @@ class Desk:
             probe(draft.folder, request, chosen, draft.names, self.limits)
         except (InputError, UsageError) as e:
             kind = LimitError if isinstance(e, LimitError) else InputError if isinstance(e, InputError) else UsageError
-            raise kind(for_people(e, draft.folder, draft.names)) from e
+            raise kind(for_people(str(e), draft.folder, draft.names)) from e
 
     # Looking after.
 
@@ -291,7 +291,7 @@ class Desk:
     def counts(self) -> Counts:
         """Numbers for a chart."""
         by_state, oldest = self.store.counts()
-        with plain_errors(self.root):
+        with plain_errors():
             free = self._folders.free()
         return Counts(**by_state, oldest_wait=oldest, free_bytes=free, totals=self.store.totals())
 
@@ -350,7 +350,7 @@ def _digest(draft: Draft, request: Request) -> str:
     whole = hashlib.sha256(json.dumps({**request.plain(), "options": _plain(request.options)}, sort_keys=True).encode())
     for file in request.files:
         part = hashlib.sha256()
-        with plain_errors(draft.folder), open(draft.folder / file, "rb") as f:
+        with plain_errors(), open(draft.folder / file, "rb") as f:
             while block := f.read(1 << 20):
                 part.update(block)
         whole.update(part.digest())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from latentsync.errors import LatentSyncError, OutputError, UsageError
+from latentsync.errors import OutputError, UsageError
 from latentsync.jobs.errors import DiskFull
 from latentsync.jobs.records import FILE
 
@@ -66,7 +66,7 @@ class Folders:
         self.check_space()
         job = new_id()
         folder = self.of(job)
-        with plain_errors(self.root):
+        with plain_errors():
             folder.mkdir(mode=0o700)
         return job, folder
 
@@ -76,7 +76,7 @@ class Folders:
 
     def check_space(self, size: int = 0) -> None:
         """Raises DiskFull where `size` more bytes would leave less than is to stay free."""
-        with plain_errors(self.root):
+        with plain_errors():
             free = self.free()
         if free - size < self._min_free:
             raise DiskFull(f"the disk is almost full ({max(free, 0) / (1 << 30):.1f} GiB free): no more jobs are taken until some have expired")
@@ -91,7 +91,8 @@ class Folders:
         idle: list[str] = []
         with suppress(OSError), os.scandir(self.jobs) as found:
             idle = [entry.name for entry in found if ID.fullmatch(entry.name) and now - _touched(Path(entry.path)) > older]
-        yield from sorted(set(idle) - known(idle))
+        lost = sorted(set(idle) - known(idle))
+        yield from (job for job in lost if now - _touched(self.of(job)) > older)  # not one that was handed in just now
 
 
 def _touched(folder: Path) -> float:
@@ -128,7 +129,7 @@ class Draft:
     def adopt(self, path: str | Path, kind: str, name: str = "") -> Path:
         """Take over a file that lies elsewhere: it is moved. Raises OutputError, DiskFull."""
         target = self.path(name or Path(path).name, kind)
-        with plain_errors(self._folders.root):
+        with plain_errors():
             try:
                 os.replace(path, target)
             except OSError as e:
@@ -141,7 +142,7 @@ class Draft:
     def copy(self, path: str | Path, kind: str, name: str = "") -> Path:
         """Take a copy of a file that lies elsewhere. Raises OutputError, DiskFull."""
         target = self.path(name or Path(path).name, kind)
-        with plain_errors(self._folders.root):
+        with plain_errors():
             self._copy(Path(path), target)
         return target
 
@@ -155,13 +156,14 @@ class Draft:
 
     def settle(self) -> None:
         """See to it that what was written outlives a loss of power. Raises OutputError, DiskFull."""
-        with plain_errors(self._folders.root):
+        with plain_errors():
             for place in [*(self.folder / f for f in self.names), self.folder]:
                 handle = os.open(place, os.O_RDONLY)
                 try:
                     os.fsync(handle)
                 finally:
                     os.close(handle)
+            os.utime(self.folder)
 
     def discard(self) -> None:
         """Delete it."""
@@ -181,20 +183,19 @@ def is_input(name: str) -> bool:
     return bool(FILE.fullmatch(name))
 
 
-def for_people(error: LatentSyncError, folder: Path, names: Mapping[str, str]) -> str:
+def for_people(text: str, folder: Path, names: Mapping[str, str]) -> str:
     """The sentence of an error without paths of this machine: inputs are called as their owner called them."""
-    text = str(error)
     for file, name in names.items():
         text = text.replace(str(folder / file), name)
     return text.replace(f"{folder}/", "").replace(str(folder), "the job's folder")
 
 
 @contextmanager
-def plain_errors(root: Path) -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Within it, an OSError is an OutputError, and DiskFull where it is that."""
     try:
         yield
     except OSError as e:
         if e.errno in _FULL:
             raise DiskFull("the disk is full: no more jobs are taken until some have expired") from e
-        raise OutputError(f"cannot keep files of jobs in {root}: {e.strerror or e}") from e
+        raise OutputError(f"the files of jobs cannot be kept: {e.strerror or e}") from e

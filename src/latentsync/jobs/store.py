@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from latentsync.errors import OutputError, UsageError
-from latentsync.jobs.errors import Conflict, Fenced, NotFound, QueueFull, TooMany
+from latentsync.jobs.errors import Conflict, DiskFull, Fenced, NotFound, QueueFull, TooMany
 from latentsync.jobs.limits import Limits
 from latentsync.jobs.records import FINAL, STATES, Delivery, Job, Request, State, Worker
 
@@ -39,6 +39,7 @@ _jobs = sa.Table(
     sa.Column("id", _id, primary_key=True),
     sa.Column("owner", sa.String(200), nullable=False, index=True),
     sa.Column("state", sa.String(12), nullable=False, index=True),
+    sa.Column("model", sa.String(200), nullable=False),
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("names", sa.Text, nullable=False),
     sa.Column("created", sa.Double, nullable=False, index=True),
@@ -183,8 +184,10 @@ class Store:
         try:
             yield
         except sa.exc.SQLAlchemyError as e:
-            reason = getattr(e, "orig", None) or e
-            raise OutputError(f"the database of jobs ({self.shown}) fails: {reason}") from e
+            reason = str(getattr(e, "orig", None) or e)
+            if "disk is full" in reason:
+                raise DiskFull("the disk is full: no more jobs are taken until some have expired") from e
+            raise OutputError(f"the database of jobs fails: {reason}") from e
 
     # Jobs come and go.
 
@@ -222,6 +225,7 @@ class Store:
                     id=job,
                     owner=owner,
                     state="queued",
+                    model=request.model,
                     request=json.dumps(request.plain()),
                     names=json.dumps(names),
                     created=now,
@@ -343,17 +347,17 @@ class Store:
 
     # Work.
 
-    def waiting(self) -> bool:
-        """Whether a job waits."""
+    def waiting(self, models: Sequence[str]) -> bool:
+        """Whether a job for one of these models waits."""
         with self._reading() as db:
-            return db.execute(sa.select(_jobs.c.id).where(_jobs.c.state == "queued").limit(1)).first() is not None
+            return db.execute(sa.select(_jobs.c.id).where(*_waits(models)).limit(1)).first() is not None
 
-    def claim(self, worker: str, host: str) -> tuple[Claim, Job] | None:
-        """The first job of the queue, which is this worker's from now on; None where none waits."""
+    def claim(self, worker: str, host: str, models: Sequence[str] | None = None) -> tuple[Claim, Job] | None:
+        """The first job of the queue (for one of these models), which is this worker's from now on; None where none waits."""
         while True:
             now = time.time()
             with self._writing() as db:
-                first = sa.select(_jobs).where(_jobs.c.state == "queued").order_by(_jobs.c.created, _jobs.c.id).limit(1)
+                first = sa.select(_jobs).where(*_waits(models)).order_by(_jobs.c.created, _jobs.c.id).limit(1)
                 row = db.execute(first.with_for_update(skip_locked=True)).first()
                 if row is None:
                     return None
@@ -412,10 +416,14 @@ class Store:
         A worker is dead where its lease has run out, or where `gone` (worker, host) knows it. `blame`: it counts as an attempt.
         """
         with self._reading() as db:
-            running = list(db.execute(sa.select(_jobs.c.id, _jobs.c.token, _jobs.c.worker, _jobs.c.host).where(_jobs.c.state == "running")))
+            running = list(
+                db.execute(sa.select(_jobs.c.id, _jobs.c.token, _jobs.c.worker, _jobs.c.host, _jobs.c.lease).where(_jobs.c.state == "running"))
+            )
         now, count = time.time(), 0
         for seen in running:
             knows = gone(str(seen.worker), str(seen.host))
+            if not knows and seen.lease >= now:
+                continue
             with self._writing() as db:
                 row = db.execute(sa.select(_jobs).where(_jobs.c.id == seen.id, _jobs.c.token == seen.token, _jobs.c.state == "running")).first()
                 if row is None or not (knows or row.lease < now):
@@ -565,7 +573,6 @@ def _tune(connection: Any, _: Any) -> None:
     """A log beside the database: readers and the one writer do not wait for each other. Transactions are begun by `_begin`, not by the driver."""
     connection.isolation_level = None
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA foreign_keys=ON")
 
 
 def _begin(connection: Connection) -> None:
@@ -580,6 +587,10 @@ def _begin(connection: Connection) -> None:
 
 def _count(db: Connection, *where: sa.ColumnElement[bool]) -> int:
     return int(db.execute(sa.select(sa.func.count()).select_from(_jobs).where(*where)).scalar_one())
+
+
+def _waits(models: Sequence[str] | None) -> tuple[sa.ColumnElement[bool], ...]:
+    return (_jobs.c.state == "queued", *(() if models is None else (_jobs.c.model.in_(models),)))
 
 
 def _holds(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:

@@ -33,6 +33,7 @@ SIGNS = "workers"  # folder of the workers' signs of life, below the root
 LOGS = "logs"
 IDLE = 0.2  # seconds between looks at the queue
 BEAT = 0.4  # seconds between words of progress, and looks at whether the job is to be cancelled
+DEAF = 2.0  # seconds until a database that failed is asked again
 SEEN = 5.0  # seconds between words of a worker about itself, where nothing changes
 SPACE = 2.0  # seconds between looks at the disk
 _LOG_BYTES = 4 << 20  # a log that is longer is put aside when its worker starts
@@ -133,13 +134,19 @@ class _Life:
         except LatentSyncError as e:  # another model may do
             self._say("idle", str(e))
         while not self._stop.is_set():
-            if not self._store.waiting():
+            taken = self._claimed(list(s.models))
+            if taken is None:
                 self._stop.wait(IDLE)
-                continue
-            taken = self._store.claim(s.id, host())
-            if taken is not None and not self._do(*taken, performer):
+            elif not self._do(*taken, performer):
                 return DeviceError.exit_code
         return 0
+
+    def _claimed(self, models: list[str]) -> tuple[Claim, Job] | None:
+        try:
+            return self._store.claim(self._setting.id, host(), models) if self._store.waiting(models) else None
+        except OutputError:  # the database is busy or away, or the disk full: it may be better later
+            self._stop.wait(DEAF)
+            return None
 
     def _do(self, claim: Claim, job: Job, performer: Performer) -> bool:
         """One job. False where this process had better end, and another one start."""
@@ -159,11 +166,12 @@ class _Life:
         except Stopped as e:
             end = {"released": isinstance(e, Leaving)}
         except LatentSyncError as e:
-            end = {"state": "failed", "error": for_people(e, folder, job.names), "error_kind": type(e).__name__, "exit_code": e.exit_code}
+            end = {"state": "failed", "error": for_people(str(e), folder, job.names), "error_kind": type(e).__name__, "exit_code": e.exit_code}
         except BaseException as e:
             self._alone()
             with contextlib.suppress(LatentSyncError):
-                self._store.note(claim, f"{type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else 'no reason given'}")
+                first = (str(e).splitlines() or ["no reason given"])[0]
+                self._store.note(claim, f"{type(e).__name__}: {for_people(first, folder, job.names)[:200]}")
             raise
         self._alone()
         if end.get("state") != "done":
