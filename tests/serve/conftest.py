@@ -80,7 +80,7 @@ def ask(client: TestClient, folder: Path, headers: dict[str, str] | None = None,
 
 def end(desk: Desk, state: str = "done", content: bytes = b"0123456789" * 10, **values: Any) -> str:
     """Do the first job of the queue as a worker would: its id."""
-    taken = desk.store.claim("a worker", "here")
+    taken = desk.store.claim("a worker", "here", ["demo"])
     assert taken is not None
     claim, job = taken
     if state == "done":

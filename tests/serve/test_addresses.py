@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from latentsync.jobs.errors import DiskFull
@@ -236,3 +240,44 @@ def test_a_full_disk_stops_it(site: Site, tmp_path: Path) -> None:
     site.pages["/a"] = page(b"film")
     with pytest.raises(DiskFull):
         get(site, "/a", tmp_path, check=full)
+
+
+def test_certificates_are_checked_against_the_name_though_the_connection_goes_to_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = shutil.which("openssl")
+    if maker is None:
+        pytest.skip("no openssl to make a certificate with")
+    words = [
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=films.example",
+        "-addext",
+        "subjectAltName=DNS:films.example",
+    ]
+    subprocess.run([maker, *words, "-keyout", tmp_path / "key", "-out", tmp_path / "cert"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    with Site() as site:
+        site.socket = context.wrap_socket(site.socket, server_side=True)
+        site.pages["/a"] = page(b"film")
+        threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+        def got(host: str) -> bytes:
+            keeper = Doorkeeper(hosts={host}, resolve=names(films_example=["127.0.0.1"], other_example=["127.0.0.1"]))
+            url, target = f"https://{host}:{site.server_address[1]}/a", tmp_path / "got"
+            target.unlink(missing_ok=True)
+            return asyncio.run(fetch(url, lambda name: target, keeper, most=100, check=lambda: None, seconds=10.0)).read_bytes()
+
+        with pytest.raises(AddressFailed, match="certificate"):
+            got("films.example")
+        trusting = ssl.create_default_context(cafile=tmp_path / "cert")
+        monkeypatch.setattr("latentsync.serve.fetch.client", lambda seconds: httpx.AsyncClient(verify=trusting, trust_env=False))
+        assert got("films.example") == b"film"
+        with pytest.raises(AddressFailed, match="certificate"):
+            got("other.example")
+        site.shutdown()

@@ -30,7 +30,7 @@ def test_a_job_from_its_asking_to_its_end(service: Service, desk: Desk, clip: Pa
         early = client.get(here + path)
         assert (early.status_code, early.json()["error"]["kind"]) == (409, "NotReady")
 
-    taken = desk.store.claim("a worker", "here")
+    taken = desk.store.claim("a worker", "here", ["demo"])
     assert taken is not None
     (desk.root / "jobs" / job["id"] / "preview.jpg").write_bytes(b"\xff\xd8picture")
     desk.store.pulse(taken[0], Pulse(message="syncing", done=4, total=10, step=1, steps=3, seconds=2.0, seconds_left=3.04, previews=1))
@@ -74,7 +74,7 @@ def test_cancelling(service: Service, desk: Desk, clip: Path) -> None:
     stopped = client.delete(waiting)
     assert (stopped.status_code, stopped.json()["state"]) == (202, "cancelled")
     running = ask(client, clip)["links"]["self"]
-    taken = desk.store.claim("a worker", "here")
+    taken = desk.store.claim("a worker", "here", ["demo"])
     assert taken is not None
     asked = client.post(f"{running}/cancel")
     assert (asked.status_code, asked.json()["state"], asked.json()["cancelling"]) == (202, "running", True)

@@ -152,13 +152,10 @@ def test_answers_carry_what_browsers_should_know(service: Service) -> None:
 
 def test_below_a_path_the_same_doors_are_open(desk: Desk) -> None:
     """As uvicorn says it: the path with what a proxy has taken off."""
-    with TestClient(create_app(desk, Settings(keys=KEYS)), base_url="http://localhost", root_path="/lips") as client:
-        assert [client.get(p).status_code for p in ("/lips/healthz", "/lips/docs", "/lips/v1/jobs", "/lips/v1/models/healthz")] == [
-            200,
-            200,
-            401,
-            401,
-        ]
+    app = create_app(desk, Settings(keys=KEYS))
+    with TestClient(app, base_url="http://localhost", root_path="/lips") as client:
+        answers = [client.get(f"/lips{path}").status_code for path in ("/healthz", "/docs", "/v1/jobs", "/v1/models/healthz")]
+        assert answers == [200, 200, 401, 401]
         assert client.get("/lips/", follow_redirects=False).headers["Location"] == "/lips/docs"
 
 
