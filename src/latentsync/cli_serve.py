@@ -8,6 +8,7 @@ import ipaddress
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from latentsync.errors import UsageError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from latentsync.serve.on_ray import Place
     from latentsync.serve.settings import Settings
 
 PACKAGES = ("fastapi", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn")
@@ -74,6 +76,11 @@ def serve(
     min_free_gigabytes: Annotated[float, typer.Option(min=0, help="Of the disk, which stay free.")] = 2,
     rate: Annotated[float, typer.Option(min=0, help="Requests a second of one key, or of one address where there are no keys.")] = 20,
     burst: Annotated[int, typer.Option(min=1, help="Requests at once, before they are counted by the second.")] = 100,
+    ray: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, or auto for the one that runs here or a new one of this machine."),
+    ] = "",
+    workers: Annotated[int, typer.Option(min=0, help="With --ray: how many workers; 0 is one for each GPU of the cluster, or one without any.")] = 0,
 ) -> None:
     """Serve lip sync over HTTP: jobs are sent, wait in a queue, and are done by one worker on each device, each with one model loaded.
 
@@ -106,6 +113,15 @@ def serve(
         keep_hours=keep_hours,
         min_free_bytes=round(min_free_gigabytes * 1024 * MEGABYTE),
     )
+    if ray:
+        if device or proxy:
+            raise UsageError("--device and --proxy do not go with --ray: Ray deals out the GPUs and answers by itself")
+        from latentsync.serve.on_ray import Place
+
+        named = tuple(model or (opt.DEFAULT_MODEL,))
+        place = Place(root=data.absolute(), models=named, store_url=store, limits=limits, dtype=dtype, home=home)
+        _serve_on_ray(place, settings, listener, ray, root_path=root_path, workers=workers)
+        return
     desk = Desk(
         data, store_url=store, limits=limits, models=tuple(model or (opt.DEFAULT_MODEL,)), devices=tuple(device or ("auto",)), dtype=dtype, home=home
     )
@@ -119,6 +135,26 @@ def serve(
         for found in lacking:
             typer.echo(f"note: {found.name} is not offered yet: {found.note.splitlines()[0]}")
         run(create_app(desk, settings), listener, proxy=proxy, root_path=root_path)
+    typer.echo("stopped; jobs that were at work begin again at the next start")
+
+
+def _serve_on_ray(place: Place, settings: Settings, listener: socket.socket, cluster: str, *, root_path: str, workers: int) -> None:
+    from latentsync.serve.on_ray import serving
+
+    stop = threading.Event()
+    at, (host, port) = address(listener), listener.getsockname()[:2]
+    listener.close()  # it was free, and Ray takes it now
+    with serving(place, settings, cluster=cluster, host=host, port=port, root_path=root_path, workers=workers) as count:
+        before = {number: signal.signal(number, lambda *_: stop.set()) for number in _SIGNALS}
+        try:
+            typer.echo(f"serving on {at} with {count} workers of Ray (what it takes: {at}/docs); jobs are kept in {place.root}")
+            for line in notes(settings, host):
+                typer.echo(f"note: {line}")
+            while not stop.wait(0.5):
+                pass
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
     typer.echo("stopped; jobs that were at work begin again at the next start")
 
 
