@@ -41,6 +41,9 @@ def app(
         Path | None, typer.Option(metavar="DIR", help="Keep jobs and results here, also for the next start; by default they go with the page.")
     ] = None,
     password: Annotated[bool, typer.Option("--password", help=f"Ask for a password now, and visitors for it later; or set {PASSWORD}.")] = False,
+    name: Annotated[
+        list[str] | None, typer.Option(metavar="HOST", help="A host name under which the page is asked for; others are refused. Repeatable.")
+    ] = None,
     downloads: Annotated[
         bool | None,
         typer.Option("--downloads/--no-downloads", help="Whether visitors may download models; by default on this machine only, or with a password."),
@@ -79,8 +82,9 @@ def app(
     named = tuple(model or MODELS)
     desk = Desk(data, limits=limits, models=_ready_first(named, home), devices=tuple(device or ("auto",)), dtype=dtype, home=home)
     allowed = downloads if downloads is not None else (is_local(host) or bool(secret))
+    hosts = _hosts(host, name or [], open_to_all=bool(secret))
     with listener, desk, _told() as stop:
-        with Server(application(desk, named, password=secret, downloads=allowed, home=home), listener) as server:
+        with Server(application(desk, named, password=secret, downloads=allowed, hosts=hosts, home=home), listener) as server:
             typer.echo(f"the page is at {server.address}")
             if share:
                 typer.echo(f"and for everybody who has the password at {server.share()}")
@@ -92,6 +96,13 @@ def app(
             while server.runs and not stop.wait(0.5):
                 pass
         typer.echo("stopping; results are kept" if data else "stopping; results are deleted")
+
+
+def _hosts(host: str, names: list[str], *, open_to_all: bool) -> tuple[str, ...] | None:
+    """Names under which the page may be asked for; None: any. A page for this machine alone answers to no name of somebody else's."""
+    if not names and (open_to_all or not is_local(host)):
+        return None
+    return (*names, "localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host)
 
 
 def _password(ask: bool) -> str:

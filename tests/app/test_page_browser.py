@@ -189,13 +189,20 @@ def test_cancel_stops_the_work(visit, heads, page):
     v.page.locator(".status").get_by_text("step").wait_for()
     job = desk.jobs(v.owner())[0]
     assert (job.state, job.steps) == ("running", 100)
+    other = visit()
+    other.page.get_by_role("button", name="Run the example").click()
+    other.page.locator(".status").get_by_text("Next in line").wait_for()
     v.page.get_by_role("button", name="Cancel", exact=True).click()
     v.page.get_by_text("Nothing was kept of it").wait_for()
     job = desk.get(job.id)
     assert (job.state, job.has_result) == ("cancelled", False)
     assert job.step < 100
     assert not v.page.get_by_role("button", name="Cancel", exact=True).is_visible()
-    assert v.wrong == []
+    other.page.locator(".status").get_by_text("Next in line").wait_for(state="detached")  # its turn
+    other.page.get_by_role("button", name="Cancel example.mp4").click()
+    other.page.get_by_text("Nothing was kept of it").wait_for()
+    assert [job.state for job in desk.jobs(other.owner())] == ["cancelled"]
+    assert v.wrong == other.wrong == []
 
 
 def test_what_is_wrong_is_said_in_a_sentence(visit, heads, tmp_path, page):

@@ -127,7 +127,7 @@ def test_faces_are_found_in_videos_and_pictures(heads, tmp_path):
 
 def test_speeds_follow_the_model(tmp_path):
     models = Models({"demo": "demo", "1.6": "1.6"}, home=tmp_path)
-    assert models.speed("demo", "balanced") == {"steps": 8, "guidance": 3.0, "scheduler": "ddim", "cache": 1, "crf": None}
+    assert models.speed("demo", "balanced") == {"steps": 8, "guidance": 3.0, "scheduler": "ddim", "cache": 1, "crf": ""}
     assert models.speed("1.6", "balanced")["steps"] == 20
     fast, best = models.speed("1.6", "fast"), models.speed("1.6", "best")
     assert (fast["steps"], fast["scheduler"], fast["cache"]) == (8, "dpm++", 2)
@@ -139,7 +139,7 @@ def test_models_say_what_is_here_and_a_failed_download_is_a_sentence(tmp_path, m
     demo, big = models.choices()
     assert (demo.name, demo.here, demo.downloadable) == ("demo", True, False)
     assert (big.name, big.here, big.downloadable) == ("1.6", False, True)
-    assert "not here yet (5.49 GB)" in big.label
+    assert (big.label, round(big.size / 1e9, 2)) == ("1.6 · 512 px · not here yet", 5.49)
     assert not Models({"1.6": "1.6"}, home=tmp_path, downloads=False).choices()[0].downloadable
     monkeypatch.setattr("latentsync.app.models.weights.download", lambda *a, **k: (_ for _ in ()).throw(WeightsError("the hub does not answer")))
     models.download("1.6")

@@ -175,6 +175,14 @@ def test_a_full_disk_and_a_browser_without_cookies_are_told(uploads, behind):
     assert behind.asked == []
 
 
+def test_other_names_do_not_lead_here(uploads, behind):
+    door = Door(behind, uploads, hosts=("localhost", "127.0.0.1", "[::1]", "lips.example"))
+    answers = {
+        host: ask(door, "/", headers={"host": host})[0] for host in ("localhost:7860", "127.0.0.1", "[::1]:7860", "LIPS.example", "evil.example", "")
+    }
+    assert answers == {"localhost:7860": 200, "127.0.0.1": 200, "[::1]:7860": 200, "LIPS.example": 200, "evil.example": 403, "": 403}
+
+
 @pytest.mark.parametrize(
     "path",
     [

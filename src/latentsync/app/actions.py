@@ -17,6 +17,7 @@ from latentsync.app.models import SPEEDS, Models
 from latentsync.app.visitors import Uploads, owner
 from latentsync.errors import LatentSyncError, UsageError
 from latentsync.jobs import Desk, Draft, Job, Request
+from latentsync.media.encoding import CRF
 from latentsync.options import DEFAULT_MODEL, MAX_SEED
 from latentsync.weights import shipped
 
@@ -116,6 +117,8 @@ class Actions:
             raise UsageError(f"model {model} is not here yet: {mend}")
         options = {name: value for name, value in fields.items() if name not in ("model", "preview") and value not in (None, "")}
         options["face"] = face
+        if options.get("codec") not in CRF:
+            options.pop("crf", None)
         draft = self.desk.new_folder()
         try:
             kept = _keep(draft, source, "video", _called(given)), _keep(draft, audio, "audio", _called(spoken))
@@ -194,7 +197,7 @@ class Actions:
         """The settings of a job, to be used once more: values of the fields by name."""
         found = self.desk.get(job, visitor(request))
         used = {name: found.result.get(name) for name in ("steps", "guidance", "seed", "scheduler")}
-        return {**found.request.options, **used, "model": found.request.model, "preview": found.request.preview}
+        return {"crf": "", **found.request.options, **used, "model": found.request.model, "preview": found.request.preview}
 
     def first_model(self) -> str:
         """The one that is chosen when the page opens: the usual one where it is here, or else the first that is."""

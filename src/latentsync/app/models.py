@@ -65,7 +65,7 @@ class Models:
             word = {"1.6": "sharpest", "1.5": "faster", "demo": "small, for trying out"}.get(name, "")
             told = ", ".join(part for part in (pixels, word) if part)
             label = f"{name} · {told}" if told else name
-            label += "" if here else f" · not here yet ({gigabytes(row.missing)})" if row.missing else " · not here"
+            label = label if here else f"{name} · {pixels} · not here yet"
             found.append(Choice(name, label, here, row.missing, not here and row.downloadable and self.downloads))
         return sorted(found, key=lambda choice: not choice.here)
 
@@ -80,15 +80,15 @@ class Models:
         except LatentSyncError:
             return DefaultsConfig()
 
-    def speed(self, name: str, speed: str) -> dict[str, float | int | str | None]:
-        """The fields of a preset: steps, guidance, scheduler, cache, crf."""
+    def speed(self, name: str, speed: str) -> dict[str, float | int | str]:
+        """The fields of a preset: steps, guidance, scheduler, cache, crf ('' for the usual)."""
         own = self.defaults(name)
-        fields: dict[str, float | int | str | None] = {
+        fields: dict[str, float | int | str] = {
             "steps": own.steps,
             "guidance": own.guidance,
             "scheduler": own.scheduler,
             "cache": 1,
-            "crf": None,
+            "crf": "",
         }
         if speed == "fast":
             steps = max(4, round(own.steps * 0.4))

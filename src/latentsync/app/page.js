@@ -18,11 +18,21 @@
   };
   for (const type of ['play', 'pause', 'seeking', 'timeupdate', 'ratechange', 'ended']) document.addEventListener(type, follow, true);
   document.addEventListener('click', (event) => {
-    const button = event.target.closest && event.target.closest('[data-play]');
-    if (!button) return;
-    const after = button.closest('.result').querySelector('video.after');
-    if (after.paused) after.play().catch(() => {});
-    else after.pause();
+    const result = event.target.closest && event.target.closest('.result');
+    if (!result) return;
+    const after = result.querySelector('video.after');
+    const before = result.querySelector('video.before');
+    if (event.target.closest('[data-play]') || event.target === before) {
+      if (after.paused) after.play().catch(() => {});
+      else after.pause();
+    }
+    const hear = event.target.closest('[data-hear]');
+    if (hear && before) {
+      const old = hear.getAttribute('aria-pressed') !== 'true';
+      hear.setAttribute('aria-pressed', String(old));
+      before.muted = !old;
+      after.muted = old;
+    }
   });
   document.documentElement.lang = 'en';
 })();

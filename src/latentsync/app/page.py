@@ -11,7 +11,7 @@ import gradio as gr
 
 from latentsync import options as opt
 from latentsync.app import pieces, wires
-from latentsync.app.models import SPEEDS
+from latentsync.app.models import BEST_CRF, SPEEDS
 
 if TYPE_CHECKING:
     from latentsync.app.actions import Actions
@@ -30,6 +30,7 @@ LONGER_VIDEO = [("Cut the video", "cut"), ("Keep the rest as it is", "keep")]
 MISSING = [("Leave such frames as they are", "copy"), ("Stop the job", "error")]
 PASTES = [("Only the new mouth", "mask"), ("The whole face crop, as published", "crop")]
 CODECS = [("H.264, plays everywhere", "h264"), ("HEVC", "hevc"), ("ProRes, for editing", "prores"), ("FFV1, lossless", "ffv1")]
+QUALITIES: list[Any] = [("As usual", ""), ("Finer, larger file", BEST_CRF), ("Coarser, smaller file", 24)]  # CRF of H.264 and HEVC
 RATES = [("As the video is", "source"), ("24", "24"), ("25", "25"), ("29.97", "29.97"), ("30", "30"), ("50", "50"), ("60", "60")]
 
 
@@ -146,7 +147,7 @@ def _how(p: SimpleNamespace, actions: Actions) -> None:
         p.guidance = gr.Slider(0, 10, value=own["guidance"], step=0.1, label="Guidance", info=hint, buttons=[], elem_id="guidance")
         with gr.Row(elem_id="chance"):
             p.seed = gr.Number(opt.Options().seed, label="Seed", info="The same seed gives the same take.", precision=0, elem_id="seed")
-            p.dice = gr.Button("🎲 Another take", size="sm", elem_id="dice", min_width=140)
+            p.dice = gr.Button("Another take", size="sm", elem_id="dice", min_width=140)
         p.when_audio_longer = gr.Dropdown(LONGER_SOUND, value="bounce", label="Where the sound is longer", filterable=False)
         p.when_video_longer = gr.Dropdown(LONGER_VIDEO, value="cut", label="Where the video is longer", filterable=False)
         with gr.Accordion("For experts", open=False, elem_id="experts"):
@@ -157,8 +158,7 @@ def _how(p: SimpleNamespace, actions: Actions) -> None:
             p.paste = gr.Dropdown(PASTES, value="mask", label="What is put back", filterable=False)
             p.fps = gr.Dropdown(RATES, value="source", label="Frames a second", filterable=False)
             p.codec = gr.Dropdown(CODECS, value="h264", label="Video format", filterable=False)
-            hint = "Smaller is better and larger; empty is the usual."
-            p.crf = gr.Number(own["crf"], label="CRF", info=hint, precision=0, minimum=0, maximum=51, elem_id="crf")
+            p.crf = gr.Dropdown(QUALITIES, value="", label="Compression", filterable=False, elem_id="crf")
             p.preview = gr.Checkbox(False, label="Decode with the tiny autoencoder", info="Faster and softer, for a look.")
 
 

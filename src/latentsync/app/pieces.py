@@ -147,8 +147,9 @@ def result(job: Job | None) -> str:
     before = (
         f"<img src='{base}/before' alt='The picture that was given'>"
         if job.request.video.lower().endswith(STILLS)
-        else f"<video src='{base}/before' class='before' controls muted playsinline preload='metadata' aria-label='Before: the original'></video>"
+        else f"<video src='{base}/before' class='before' muted playsinline preload='metadata' aria-label='Before: the original'></video>"
     )
+    hear = "<button type='button' data-hear='before' aria-pressed='false'>Original sound</button>" if before.startswith("<video") else ""
     seconds = job.result.get("seconds") or 0
     faces_done, frames = job.result.get("frames_with_face", 0), job.result.get("frames", 0)
     warn = "<p class='notice wrong'>No usable face was found anywhere, so only the sound is new.</p>" if frames and not faces_done else ""
@@ -159,7 +160,7 @@ def result(job: Job | None) -> str:
         f"<figure><video src='{base}/result' class='after' controls playsinline preload='metadata' aria-label='After: the result'></video>"
         "<figcaption>After</figcaption></figure></div>"
         "<div class='row'><button type='button' class='lead' data-play='pair'>Play both</button>"
-        f"<a class='button' href='{base}/result?download=1' download='{name}'>Download</a>"
+        f"{hear}<a class='button' href='{base}/result?download=1' download='{name}'>Download</a>"
         f"<button type='button' class='quiet' data-act='again' data-id='{job.id}'>Use these settings</button></div>"
         f"{report(job)}{settings(job)}</section>"
     )

@@ -6,7 +6,7 @@ import mimetypes
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,16 @@ KEPT = "private, max-age=3600"  # results do not change
 MEDIA = ("video/", "audio/", "image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")  # what a browser may show in the page
 
 
-def application(desk: Desk, models: Sequence[str | Path], *, password: str = "", downloads: bool = True, home: Path | None = None) -> Door:
-    """The page over a desk that is started. models: names or folders, as the desk has them."""
+def application(
+    desk: Desk,
+    models: Sequence[str | Path],
+    *,
+    password: str = "",
+    downloads: bool = True,
+    hosts: Collection[str] | None = None,
+    home: Path | None = None,
+) -> Door:
+    """The page over a desk that is started. models: names or folders, as the desk has them. hosts: see `Door`."""
     from latentsync.app import page
 
     uploads = Uploads(desk.root / "uploads")
@@ -62,7 +70,7 @@ def application(desk: Desk, models: Sequence[str | Path], *, password: str = "",
         **options,
     )
     gate = Gate(password) if password else None
-    return Door(outer, uploads, gate=gate, max_bytes=most, min_free_bytes=desk.limits.min_free_bytes)
+    return Door(outer, uploads, gate=gate, max_bytes=most, min_free_bytes=desk.limits.min_free_bytes, hosts=hosts)
 
 
 def _files(desk: Desk) -> Callable[[Request], Any]:

@@ -13,11 +13,13 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+from starlette.requests import ClientDisconnect
 
 from latentsync.app.gate import Gate
 from latentsync.errors import InputError
@@ -25,6 +27,7 @@ from latentsync.errors import InputError
 COOKIE = "latentsync_visitor"
 COOKIE_SECONDS = 30 * 24 * 3600
 MOST_UPLOADS = 12  # of one visitor; the oldest goes when another comes
+STRAY = 600.0  # seconds after which an upload that does not grow has broken off
 FORM = 1 << 20  # bytes that a form may hold beside its file
 API = "/gradio_api/"
 FILE = API + "file="
@@ -126,7 +129,8 @@ class Uploads:
                     if now - used > self._keep:
                         self._let_go(path, visitor)
             for path in self.folder.rglob("*"):
-                if path.is_file() and path not in self._held and path not in self._public and time.time() - path.stat().st_mtime > self._keep:
+                keep = min(STRAY, self._keep) if path.parent == self.folder else self._keep  # there they lie while they come in
+                if path.is_file() and path not in self._held and path not in self._public and time.time() - path.stat().st_mtime > keep:
                     path.unlink(missing_ok=True)
 
     def _let_go(self, path: Path, visitor: str) -> None:
@@ -148,9 +152,12 @@ class Door:
         gate: Gate | None = None,
         max_bytes: int | None = None,
         min_free_bytes: int = 0,
+        hosts: Collection[str] | None = None,
     ) -> None:
-        """max_bytes: of one upload. min_free_bytes: of the disk, which uploads leave."""
+        """max_bytes: of one upload. min_free_bytes: of the disk, which uploads leave. hosts: names under which the page may be asked for, so that no
+        other site can have its own name lead here; None: any."""
         self._app, self.uploads, self._gate = app, uploads, gate
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._max_bytes, self._min_free = max_bytes, min_free_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,7 +175,9 @@ class Door:
         if not visitor and path == "/" and scope["method"] in ("GET", "HEAD"):
             fresh = secrets.token_urlsafe(32)
         answer = self._dressed(send, fresh, secure=scope.get("scheme") == "https")
-        if self._gate is not None and path != f"{API}startup-events" and not self._gate.open_to(cookie(cookies, Gate.COOKIE)):
+        if self._hosts is not None and re.sub(r":\d*$", "", headers.get("host", "")).lower() not in self._hosts:
+            await _refuse(answer, 403, "this page is not asked for under that name; the one who runs it can allow it with --name")
+        elif self._gate is not None and path != f"{API}startup-events" and not self._gate.open_to(cookie(cookies, Gate.COOKIE)):
             await self._gate(scope, receive, answer)
         elif not ROUTES.match(path) or (path.startswith(FILE) and not self.uploads.has(visitor, unquote(path[len(FILE) :]))):
             await _refuse(answer, 404, "there is nothing here, or it is not yours")
@@ -224,14 +233,19 @@ class Door:
             body.extend(message.get("body", b""))
             if message.get("more_body"):
                 return
+            begun = True
+            if most is not None and read > most:
+                await _refuse(send, 413, self._too_large())
+                return
             if start["status"] == 200:
                 self.uploads.add(visitor, json.loads(bytes(body)))
-            begun = True
             await send(start)
             await send({"type": "http.response.body", "body": bytes(body)})
 
         try:
             await self._app(scope, counted, noted)
+        except ClientDisconnect:  # visitors leave, and lines break
+            pass
         finally:
             if not begun and most is not None and read > most:
                 await _refuse(send, 413, self._too_large())
