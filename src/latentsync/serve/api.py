@@ -39,7 +39,7 @@ _TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".mkv": "video/x-matro
 DESCRIPTION = """Lip sync: a video (or a still) and a sound in, the same picture speaking that sound out.
 
 Post a job, follow it, fetch its result. Jobs wait in a queue, and expire with their files. With keys, send yours as `Authorization: Bearer KEY`.
-Every error is `{"error": {"kind": ..., "message": ...}}`; the message is a sentence."""
+Every error is `{"error": {"kind": "...", "message": "..."}}`; the message is a sentence."""
 
 _WHY = {
     401: "No key, or one that is not known.",
