@@ -205,6 +205,13 @@ def test_a_private_folder_goes_with_its_desk(clip: Path) -> None:
     assert not desk.root.exists()
 
 
+def test_a_desk_that_cannot_open_leaves_nothing() -> None:
+    desk = Desk(models=["demo"], store_url="nonsense")
+    with pytest.raises(UsageError, match="not the address"):
+        desk.start()
+    assert not desk.root.exists()
+
+
 def test_models_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two models are called 'tiny'"):
         Desk(models=[str(tmp_path / "a" / "tiny"), str(tmp_path / "b" / "tiny")])

@@ -76,6 +76,16 @@ def test_nobody_else_can_look_in(folders: Folders) -> None:
     draft = Draft(folders)
     for folder in (folders.root, folders.jobs, draft.folder):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folders.make_database().stat().st_mode) == 0o600
+
+
+def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine").chmod(0o755)
+    folders = Folders(tmp_path / "mine", 0)
+    folders.prepare()
+    assert stat.S_IMODE(folders.root.stat().st_mode) == 0o755
+    assert stat.S_IMODE(folders.jobs.stat().st_mode) == 0o700
 
 
 def test_a_second_upload_of_a_kind_replaces_the_first(folders: Folders) -> None:

@@ -16,7 +16,7 @@ from latentsync.jobs import Desk, Job, LimitError, Limits, Request, SegmentInput
 from latentsync.jobs.errors import Cancelled
 from latentsync.jobs.probe import probe
 from latentsync.jobs.store import Pulse
-from latentsync.jobs.work import Resident, perform
+from latentsync.jobs.work import Resident, _finite, perform
 from latentsync.media.video import open_video
 from latentsync.options import options
 from tests.conftest import write_wav
@@ -140,6 +140,10 @@ def test_frames_are_counted_whatever_their_times_say(job: Any, resident: Residen
     monkeypatch.setattr("latentsync.jobs.work.probe", lambda *_: None)  # what could be told before is told there
     with pytest.raises(LimitError, match="more than 5 frames"):
         perform(told, folder, resident, Limits(max_seconds=1.0, max_rate=5.0, min_free_bytes=0), Pulse(), nothing, number=1)
+
+
+def test_numbers_that_json_does_not_know_are_left_out() -> None:
+    assert _finite({"a": [float("nan"), 1.5], "b": float("inf"), "c": "x"}) == {"a": [None, 1.5], "b": None, "c": "x"}
 
 
 def test_another_model_takes_the_place_of_the_first(job: Any, tiny_model: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import threading
@@ -84,16 +83,20 @@ class Desk:
 
     def start(self) -> Desk:
         """Open: jobs of an earlier desk go on. Raises OutputError, UsageError where folder or store cannot be used."""
-        self._folders.prepare()
-        if self._private:
-            self._sign = Sign(self.root / "desk")
-            _sweep_private(self.root)
-        self._store = Store(self._store_url or sqlite_url(self.root / "jobs.sqlite"))
-        self._reap()
-        if self._with_workers:
-            settings = [self.setting(device, number) for number, device in enumerate(crew.resolved(self._devices))]
-            self._crew = crew.Crew(self.store, self._folders, settings)
-            self._crew.start()
+        try:
+            self._folders.prepare()
+            if self._private:
+                self._sign = Sign(self.root / "desk")
+                _sweep_private(self.root)
+            self._store = Store(self._store_url or sqlite_url(self._folders.make_database()))
+            self._reap()
+            if self._with_workers:
+                settings = [self.setting(device, number) for number, device in enumerate(crew.resolved(self._devices))]
+                self._crew = crew.Crew(self.store, self._folders, settings)
+                self._crew.start()
+        except BaseException:
+            self.close()
+            raise
         self._keeper.start()
         return self
 
@@ -122,7 +125,7 @@ class Desk:
         """What a worker of this desk needs to know, wherever it runs."""
         return worker.Setting(
             root=str(self.root),
-            store_url=self._store_url or sqlite_url(self.root / "jobs.sqlite"),
+            store_url=self._store_url or sqlite_url(self._folders.database),
             models=self._models,
             device=device,
             dtype=self._dtype,
@@ -362,5 +365,6 @@ def _sweep_private(own: Path) -> None:
     for folder in own.parent.glob(f"{PRIVATE}*"):
         with contextlib.suppress(OSError):
             old = time.time() - folder.stat().st_mtime > 60
-            if folder != own and old and folder.stat().st_uid == os.getuid() and not alive(folder / "desk"):
+            ours = folder.stat().st_uid == own.stat().st_uid
+            if folder != own and old and ours and not alive(folder / "desk"):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -35,18 +36,18 @@ def new_id() -> str:
 
 
 class Folders:
-    """The folders below one root. Both root and folders are readable for this user only."""
+    """The folders below one root, readable for this user only."""
 
     def __init__(self, root: Path, min_free: int) -> None:
         self.root = root
         self._min_free = min_free
 
     def prepare(self) -> None:
-        """Make the root. Raises OutputError where that cannot be done, or where others may write in it."""
+        """Make the root, readable for this user only; one that is there stays as it is. Raises OutputError where that cannot be done."""
         try:
-            self.jobs.mkdir(parents=True, exist_ok=True)
-            for folder in (self.root, self.jobs):
-                folder.chmod(0o700)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.jobs.mkdir(mode=0o700, exist_ok=True)
+            self.jobs.chmod(0o700)
         except OSError as e:
             raise OutputError(f"cannot keep jobs in {self.root}: {e.strerror or e}; choose another folder") from e
 
@@ -54,6 +55,17 @@ class Folders:
     def jobs(self) -> Path:
         """Where the folders of jobs lie."""
         return self.root / "jobs"
+
+    @property
+    def database(self) -> Path:
+        """Where SQLite's file lies, unless another database is named."""
+        return self.root / "jobs.sqlite"
+
+    def make_database(self) -> Path:
+        """The same file, there, and for this user only; SQLite gives its log the same rights. Raises OutputError."""
+        with plain_errors():
+            os.close(os.open(self.database, os.O_RDWR | os.O_CREAT, 0o600))
+        return self.database
 
     def of(self, job: str) -> Path:
         """A job's folder, whether or not it is there. Raises UsageError for what is no id."""
@@ -157,7 +169,8 @@ class Draft:
     def settle(self) -> None:
         """See to it that what was written outlives a loss of power. Raises OutputError, DiskFull."""
         with plain_errors():
-            for place in [*(self.folder / f for f in self.names), self.folder]:
+            folders = [] if sys.platform == "win32" else [self.folder]  # there they cannot be opened
+            for place in [*(self.folder / f for f in self.names), *folders]:
                 handle = os.open(place, os.O_RDONLY)
                 try:
                     os.fsync(handle)

@@ -151,7 +151,10 @@ class Store:
                 self._engine = sa.create_engine(address, pool_pre_ping=True, pool_recycle=1800)
         except (sa.exc.ArgumentError, ImportError) as e:
             raise UsageError(f"cannot use {self.shown}: {e}; install the driver that SQLAlchemy needs for it") from e
-        self._make_tables()
+        try:
+            self._make_tables()
+        except OutputError:  # another process makes them at this moment, and not every database lets one of the two wait
+            self._make_tables()
 
     def _make_tables(self) -> None:
         with self._writing() as db:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -180,7 +181,16 @@ class _Left:
 
 
 def _plain(result: Result, model: str) -> dict[str, Any]:
-    return {**{k: v for k, v in result.plain().items() if k != "out"}, "model": model}
+    return _finite({**{k: v for k, v in result.plain().items() if k != "out"}, "model": model})
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _clear(folder: Path, *, keep: str) -> None:
