@@ -33,6 +33,7 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     "training": ("Training", ["training.py"]),
     "evaluate": ("Evaluation", ["evaluate.py"]),
     "prepare": ("Preparing footage", ["prepare.py"]),
+    "serve": ("The service under load", ["serve.py"]),
 }
 
 ELSEWHERE = {

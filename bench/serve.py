@@ -2,7 +2,7 @@
 
     python bench/serve.py [load kill burst] [--jobs 200] [--clients 20] [--out bench/results/serve.md]
 
-Every part starts `latentsync serve` with one worker on the CPU. A job is 0.4 s of drawn video at 160 px, one step of an untrained network: so small
+Every part starts `latentsync serve` with one worker on the CPU. A job is 0.2 s of drawn video at 128 px, one step of an untrained network: so small
 that what is measured is the service and not the network. The clients are `latentsync.client.Client`, in threads of this process, on the same cores.
 The numbers are kept in serve.json beside the report, so that one part can be measured anew.
 """
@@ -31,6 +31,7 @@ from typing import Any
 import httpx
 import psutil
 
+from latentsync import client as client_module
 from latentsync import weights
 from latentsync.client import Client, UnreachableError
 from latentsync.errors import LatentSyncError
@@ -145,7 +146,7 @@ def prepare(folder: Path) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.make(folder, seconds=0.4, size=160)
+    module.make(folder, seconds=0.2, size=128)
 
 
 def one(url: str, folder: Path, key: str, seconds: float) -> dict[str, Any]:
@@ -347,8 +348,8 @@ def report(numbers: dict[str, Any]) -> str:
     lines = [
         "## The service under load",
         "",
-        f"`latentsync serve` with one CPU worker ({platform.machine()}, Python {platform.python_version()}), a job being 0.4 s of drawn "
-        "video at 160 px and one step of an untrained tiny network; the clients run on the same two cores, and other work beside them, so wall times "
+        f"`latentsync serve` with one CPU worker ({platform.machine()}, Python {platform.python_version()}), a job being 0.2 s of drawn "
+        "video at 128 px and one step of an untrained tiny network; the clients run on the same two cores, and other work beside them, so wall times "
         "say little. Written by `bench/serve.py`.",
         "",
     ]
@@ -435,6 +436,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1000.0, help="requests a second of the burst")
     parser.add_argument("--out", type=Path, default=RESULTS / "serve.md")
     given = parser.parse_args()
+    client_module.POLL = 4.0  # twenty who look every second would take as much of two cores as the worker
     file = given.out.with_suffix(".json")
     numbers = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for part in given.parts or ["load", "kill", "burst"]:
