@@ -247,6 +247,8 @@ def test_events_tell_of_every_change_and_end(service: Service, desk: Desk, clip:
     assert told == [client.get(here).json()]
     assert {"retry: 2000", "event: job"} <= set(lines)
     assert client.get("/v1/jobs/nothing/events").status_code == 404
+    crowded = service(streams=0).get(f"{here}/events")
+    assert (crowded.status_code, crowded.json()["error"]["kind"]) == (429, "TooOften")
 
 
 def test_the_manual_holds_every_route_and_loads_nothing(service: Service) -> None:
