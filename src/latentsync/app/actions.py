@@ -132,11 +132,13 @@ class Actions:
         """Submit the example: the sample and the small model that come with the package."""
         who = visitor(request)
         draft = self.desk.new_folder()
-        video, audio = (
-            draft.copy(path, kind, name).name
-            for path, kind, name in zip(self.example_files, ("video", "audio"), ("example.mp4", "new sentence.m4a"), strict=True)
-        )
-        return self.desk.submit(draft, Request(video=video, audio=audio, model="demo"), owner=who)
+        try:
+            video = draft.copy(self.example_files[0], "video", "example.mp4").name
+            audio = draft.copy(self.example_files[1], "audio", "new sentence.m4a").name
+            return self.desk.submit(draft, Request(video=video, audio=audio, model="demo"), owner=who)
+        except BaseException:
+            draft.discard()
+            raise
 
     def cancel(self, job: str, request: gr.Request) -> None:
         """Stop a job: within one step where it runs."""
