@@ -394,7 +394,7 @@ def report(numbers: dict[str, Any]) -> str:
             f"| finished, as the books count | {books['totals']['done']:.0f} |",
             f"| times that a job was begun | {', '.join(f'{v} jobs {times(k)}' for k, v in books['attempts'].items())} |",
             f"| results in a job's folder | {', '.join(f'{v} jobs {k}' for k, v in books['results'].items())}; {books['folders']} folders |",
-            f"| from the restart to a worker that is ready | {', '.join(f'{s:.1f} s' for s in n['away'])} |",
+            f"| from the kill to answers again | {', '.join(f'{s:.1f} s' for s in n['away'])} |",
             "",
         ]
     if "burst" in numbers:

@@ -137,6 +137,10 @@ def test_kill_9_of_the_whole_desk_and_a_restart_lose_nothing(tmp_path: Path, cli
     process.join()
     until(lambda: all(gone(w) for w in workers), 20)  # its workers went with it
 
+    with QuickDesk(root, models=["demo"], limits=SMALL, workers=False) as shut:
+        until(lambda: shut.workers() == [], 10)
+        assert "no worker" in shut.ready()  # whatever the dead one had said
+
     with QuickDesk(root, models=["demo"], limits=SMALL) as desk:
         until(lambda: desk.get(jobs[1].id).state == "queued" or desk.get(jobs[1].id).attempts == 2, 10)  # nobody waits for a lease of a minute
         found = [final(desk, job) for job in jobs]

@@ -310,6 +310,9 @@ class Desk:
     def _reap(self) -> None:
         here, signs = worker.host(), self.root / worker.SIGNS
         self.store.reap(self.limits, lambda who, where: where == here and not alive(signs / who))
+        for seen in self.workers():
+            if seen.host == here and not alive(signs / seen.id):
+                self.store.leave(seen.id)
 
     def _keep(self) -> None:
         swept = 0.0
