@@ -22,8 +22,8 @@ STATES = {"queued": "waiting", "running": "working", "done": "done", "failed": "
 MEASURES = {
     "sync_confidence": ("Lips follow the sound", "confidence; larger is better"),
     "sync_offset": ("Lips against sound", "frames; 0 is in step"),
-    "seam": ("Edge of the new mouth", "1 is invisible"),
-    "flicker": ("Flicker", "against the original; 1 is the same"),
+    "seam": ("Edge of the new mouth", "levels of 255; untouched faces have 1 to 6"),
+    "flicker": ("Flicker", "levels of 255; untouched videos have 0.5 to 2"),
     "silence_change": ("Mouth in silence", "of what it moves in speech; smaller is calmer"),
     "faces_missing": ("Frames without a face", "left as they were"),
 }
