@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("sqlalchemy", reason="sqlalchemy is not installed")
 
@@ -15,6 +16,7 @@ from latentsync.app.faces import Finder, Look, Spot
 from latentsync.app.models import Models
 from latentsync.errors import InputError, WeightsError
 from latentsync.jobs import Job, Request
+from latentsync.weights import shipped
 
 HOSTILE = "a\"'><script>alert(1)</script>.mp4"
 RESULT: dict[str, Any] = {
@@ -127,7 +129,9 @@ def test_faces_are_found_in_videos_and_pictures(heads, tmp_path):
 
 def test_speeds_follow_the_model(tmp_path):
     models = Models({"demo": "demo", "1.6": "1.6"}, home=tmp_path)
-    assert models.speed("demo", "balanced") == {"steps": 8, "guidance": 3.0, "scheduler": "ddim", "cache": 1, "crf": ""}
+    own = yaml.safe_load((shipped.folder() / "model.yaml").read_text(encoding="utf-8"))["defaults"]
+    wanted = {"steps": own["steps"], "guidance": own["guidance"], "scheduler": "ddim", "cache": 1, "crf": ""}
+    assert models.speed("demo", "balanced") == wanted
     assert models.speed("1.6", "balanced")["steps"] == 20
     fast, best = models.speed("1.6", "fast"), models.speed("1.6", "best")
     assert (fast["steps"], fast["scheduler"], fast["cache"]) == (8, "dpm++", 2)
