@@ -8,11 +8,12 @@ READY := $(VENV)/.ready
 # TORCH="torch==2.8.0 --index-url ..." takes another build.
 TORCH ?= torch==2.13.0
 
-.PHONY: help venv test lint docs demo bench clean
+.PHONY: help venv test slow lint docs demo bench clean
 
 help:
 	@echo "make demo   lip-sync the sample that ships with the package, by the model that ships with it"
-	@echo "make test   linters, type checker and all tests"
+	@echo "make test   linters, type checker and tests"
+	@echo "make slow   the slowest tests, which make test leaves out: memory of a long job, Ray, the planted folder"
 	@echo "make venv   only set up $(VENV)"
 	@echo "make docs   write docs/cli.md from the command's help, and the metrics of docs/evaluate.md"
 	@echo "make bench  measure, and write docs/benchmarks.md"
@@ -31,7 +32,10 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal --durations=20
+
+slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations=5
 
 docs: $(READY)
 	$(BIN)/python tools/make_cli_docs.py docs/cli.md
