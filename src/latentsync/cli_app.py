@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from latentsync import options as opt
-from latentsync.cli_serve import HOME, MEGABYTE, is_local, listen
+from latentsync.cli_serve import Devices, Dtype, Home, KeepHours, MaxMegabytes, MaxQueue, MaxSeconds, MinFreeGigabytes, is_local, limits_of, listen
 from latentsync.errors import UsageError
 
 PACKAGES = ("gradio", "sqlalchemy")
@@ -32,11 +32,9 @@ def app(
         list[str] | None,
         typer.Option(metavar="NAME", help=f"A model that visitors may choose, or its folder. Repeatable; by default {', '.join(MODELS)}."),
     ] = None,
-    device: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, or all for every GPU; one worker for each. Repeatable.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(metavar="|".join(opt.DTYPES), help="Precision of the networks.")] = "auto",
-    home: Annotated[Path | None, HOME] = None,
+    device: Devices = None,
+    dtype: Dtype = "auto",
+    home: Home = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep jobs and results here, also for the next start; by default they go with the page.")
     ] = None,
@@ -50,12 +48,12 @@ def app(
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="Also a public address, through a server of Gradio's makers. Needs a password.")] = False,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    max_megabytes: Annotated[float, typer.Option(min=0, help="Of one upload. 0, here and below: no limit.")] = 2048,
-    max_seconds: Annotated[float, typer.Option(min=0, help="Of a result.")] = 3600,
-    max_queue: Annotated[int, typer.Option(min=0, help="Jobs that wait.")] = 100,
+    max_megabytes: MaxMegabytes = 2048,
+    max_seconds: MaxSeconds = 3600,
+    max_queue: MaxQueue = 100,
     max_jobs: Annotated[int, typer.Option(min=0, help="Unfinished jobs of one visitor.")] = 5,
-    keep_hours: Annotated[float, typer.Option(min=0, help="How long a finished job and its files are kept.")] = 24,
-    min_free_gigabytes: Annotated[float, typer.Option(min=0, help="Of the disk, which stay free.")] = 2,
+    keep_hours: KeepHours = 24,
+    min_free_gigabytes: MinFreeGigabytes = 2,
 ) -> None:
     """Show a web page for lip sync: a video and a sound in, watch it being made, and fetch the result.
 
@@ -69,16 +67,9 @@ def app(
         raise UsageError(f"--share lets everybody in who has the address; add --password, or set {PASSWORD}")
     listener = listen(host, port)
     from latentsync.app.server import Server, application
-    from latentsync.jobs import Desk, Limits
+    from latentsync.jobs import Desk
 
-    limits = Limits(
-        max_bytes=round(max_megabytes * MEGABYTE),
-        max_seconds=max_seconds,
-        max_queue=max_queue,
-        max_per_owner=max_jobs,
-        keep_hours=keep_hours,
-        min_free_bytes=round(min_free_gigabytes * 1024 * MEGABYTE),
-    )
+    limits = limits_of(max_megabytes, max_seconds, max_queue, max_jobs, keep_hours, min_free_gigabytes)
     named = tuple(model or MODELS)
     desk = Desk(data, limits=limits, models=_ready_first(named, home), devices=tuple(device or ("auto",)), dtype=dtype, home=home)
     allowed = downloads if downloads is not None else (is_local(host) or bool(secret))

@@ -22,6 +22,7 @@ from latentsync.errors import UsageError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from latentsync.jobs import Limits
     from latentsync.serve.on_ray import Place
     from latentsync.serve.settings import Settings
 
@@ -30,7 +31,17 @@ SECRET = "LATENTSYNC_WEBHOOK_SECRET"
 PATIENCE = 10  # seconds for connections to end by themselves
 MEGABYTE = 1 << 20
 
-HOME = typer.Option(metavar="DIR", help="Where weights lie; by default LATENTSYNC_HOME, or else the platform's cache folder.")
+# What `serve` and `app` ask alike.
+Home = Annotated[Path | None, typer.Option(metavar="DIR", help="Where weights lie; by default LATENTSYNC_HOME, or else the platform's cache folder.")]
+Devices = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, or all for every GPU; one worker for each. Repeatable.")
+]
+Dtype = Annotated[str, typer.Option(metavar="|".join(opt.DTYPES), help="Precision of the networks.")]
+MaxMegabytes = Annotated[float, typer.Option(min=0, help="Of one upload. 0, here and below: no limit.")]
+MaxSeconds = Annotated[float, typer.Option(min=0, help="Of a result.")]
+MaxQueue = Annotated[int, typer.Option(min=0, help="Jobs that wait.")]
+KeepHours = Annotated[float, typer.Option(min=0, help="How long a finished job and its files are kept.")]
+MinFreeGigabytes = Annotated[float, typer.Option(min=0, help="Of the disk, which stay free.")]
 
 
 def serve(
@@ -39,11 +50,9 @@ def serve(
     model: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A model that jobs may name, or its folder; the first is the default. Repeatable.")
     ] = None,
-    device: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, or all for every GPU; one worker for each. Repeatable.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(metavar="|".join(opt.DTYPES), help="Precision of the networks.")] = "auto",
-    home: Annotated[Path | None, HOME] = None,
+    device: Devices = None,
+    dtype: Dtype = "auto",
+    home: Home = None,
     data: Annotated[Path, typer.Option(metavar="DIR", help="Where jobs, their files and the database lie.")] = Path("latentsync-data"),
     store: Annotated[
         str | None,
@@ -68,12 +77,12 @@ def serve(
     webhook_secret_env: Annotated[
         str, typer.Option(metavar="VARIABLE", help="The environment variable that holds the secret of webhooks; without it none are sent.")
     ] = SECRET,
-    max_megabytes: Annotated[float, typer.Option(min=0, help="Of one upload. 0, here and below: no limit.")] = 2048,
-    max_seconds: Annotated[float, typer.Option(min=0, help="Of a result.")] = 3600,
-    max_queue: Annotated[int, typer.Option(min=0, help="Jobs that wait.")] = 100,
+    max_megabytes: MaxMegabytes = 2048,
+    max_seconds: MaxSeconds = 3600,
+    max_queue: MaxQueue = 100,
     max_jobs: Annotated[int, typer.Option(min=0, help="Unfinished jobs of one key.")] = 20,
-    keep_hours: Annotated[float, typer.Option(min=0, help="How long a finished job and its files are kept.")] = 24,
-    min_free_gigabytes: Annotated[float, typer.Option(min=0, help="Of the disk, which stay free.")] = 2,
+    keep_hours: KeepHours = 24,
+    min_free_gigabytes: MinFreeGigabytes = 2,
     rate: Annotated[float, typer.Option(min=0, help="Requests a second of one key, or of one address where there are no keys.")] = 20,
     burst: Annotated[int, typer.Option(min=1, help="Requests at once, before they are counted by the second.")] = 100,
     ray: Annotated[
@@ -102,17 +111,10 @@ def serve(
         burst=burst,
     )
     listener = listen(host, port)
-    from latentsync.jobs import Desk, Limits
+    from latentsync.jobs import Desk
     from latentsync.serve.api import create_app
 
-    limits = Limits(
-        max_bytes=round(max_megabytes * MEGABYTE),
-        max_seconds=max_seconds,
-        max_queue=max_queue,
-        max_per_owner=max_jobs,
-        keep_hours=keep_hours,
-        min_free_bytes=round(min_free_gigabytes * 1024 * MEGABYTE),
-    )
+    limits = limits_of(max_megabytes, max_seconds, max_queue, max_jobs, keep_hours, min_free_gigabytes)
     if ray:
         if device or proxy:
             raise UsageError("--device and --proxy do not go with --ray: Ray deals out the GPUs and answers by itself")
@@ -156,6 +158,20 @@ def _serve_on_ray(place: Place, settings: Settings, listener: socket.socket, clu
             for number, handler in before.items():
                 signal.signal(number, handler)
     typer.echo("stopped; jobs that were at work begin again at the next start")
+
+
+def limits_of(megabytes: float, seconds: float, queue: int, jobs: int, hours: float, free_gigabytes: float) -> Limits:
+    """What a desk takes on, in the words of the command line."""
+    from latentsync.jobs import Limits
+
+    return Limits(
+        max_bytes=round(megabytes * MEGABYTE),
+        max_seconds=seconds,
+        max_queue=queue,
+        max_per_owner=jobs,
+        keep_hours=hours,
+        min_free_bytes=round(free_gigabytes * 1024 * MEGABYTE),
+    )
 
 
 def need() -> None:
