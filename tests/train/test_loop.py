@@ -358,9 +358,8 @@ import os, sys, time
 from pathlib import Path
 from latentsync.hub import locked
 with locked(Path(sys.argv[1])):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)  # the worker itself: by now it has let go
     time.sleep(60)
 """
 
