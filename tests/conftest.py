@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import threading
 import wave
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,13 @@ def invoked(*words: object) -> Result:
         raise result.exception
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
+
+
+@pytest.fixture
+def left_running() -> Callable[[], list[str]]:
+    """Tells the package's threads that were started since the test began and still run. A page or a desk of the fixtures has some of its own."""
+    before = set(threading.enumerate())
+    return lambda: [t.name for t in threading.enumerate() if t not in before and t.name.startswith("latentsync-")]
 
 
 @pytest.fixture(scope="session")

@@ -7,20 +7,16 @@ import pytest
 from latentsync.stages import Ahead, Behind
 
 
-def alive() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("latentsync-")]
-
-
-def test_items_pass_in_order_through_both_stages():
+def test_items_pass_in_order_through_both_stages(left_running):
     out = []
     with Ahead(iter(range(100)), 3) as source, Behind(out.append, 3) as sink:
         for item in source:
             sink.put(item)
     assert out == list(range(100))
-    assert alive() == []
+    assert left_running() == []
 
 
-def test_source_stays_at_most_size_items_in_front():
+def test_source_stays_at_most_size_items_in_front(left_running):
     made = []
 
     def source():
@@ -33,7 +29,7 @@ def test_source_stays_at_most_size_items_in_front():
         next(it)
         time.sleep(0.3)
         assert len(made) <= 1 + 4 + 1  # taken, queued, and the one waiting for a place
-    assert alive() == []
+    assert left_running() == []
 
 
 def test_sink_holds_at_most_size_items():
@@ -60,7 +56,7 @@ def test_sink_holds_at_most_size_items():
     assert taken == list(range(10))
 
 
-def test_error_in_the_source_arrives_after_the_items_before_it_and_at_once_by_check():
+def test_error_in_the_source_arrives_after_the_items_before_it_and_at_once_by_check(left_running):
     def source():
         yield 1
         raise ValueError("broken")
@@ -72,10 +68,10 @@ def test_error_in_the_source_arrives_after_the_items_before_it_and_at_once_by_ch
         time.sleep(0.2)
         with pytest.raises(ValueError, match="broken"):
             items.check()
-    assert alive() == []
+    assert left_running() == []
 
 
-def test_error_in_the_sink_reaches_the_feeder_even_when_the_queue_is_full():
+def test_error_in_the_sink_reaches_the_feeder_even_when_the_queue_is_full(left_running):
     def consume(item):
         time.sleep(0.1)
         raise OSError("disk full")
@@ -83,7 +79,7 @@ def test_error_in_the_sink_reaches_the_feeder_even_when_the_queue_is_full():
     with pytest.raises(OSError, match="disk full"), Behind(consume, 1) as sink:
         for i in range(1000):
             sink.put(i)
-    assert alive() == []
+    assert left_running() == []
 
 
 def test_error_in_the_sink_on_the_last_item_is_not_lost():
@@ -94,7 +90,7 @@ def test_error_in_the_sink_on_the_last_item_is_not_lost():
         sink.put(1)
 
 
-def test_error_in_the_middle_stops_both_sides_promptly_and_closes_the_source():
+def test_error_in_the_middle_stops_both_sides_promptly_and_closes_the_source(left_running):
     closed = threading.Event()
 
     def source():
@@ -113,4 +109,4 @@ def test_error_in_the_middle_stops_both_sides_promptly_and_closes_the_source():
     assert time.monotonic() - start < 2
     assert closed.is_set()
     assert len(slow) < 40
-    assert alive() == []
+    assert left_running() == []

@@ -159,7 +159,7 @@ def test_feature_cache_and_schedulers_run_and_differ(lipsync, sample, tmp_path):
         assert np.abs(other - plain).max() > 0, more
 
 
-def test_an_error_in_the_middle_leaves_no_file_and_no_thread(lipsync, sample, tmp_path):
+def test_an_error_in_the_middle_leaves_no_file_and_no_thread(lipsync, sample, tmp_path, left_running):
     class Stop(Exception):
         pass
 
@@ -170,7 +170,7 @@ def test_an_error_in_the_middle_leaves_no_file_and_no_thread(lipsync, sample, tm
     with pytest.raises(Stop):
         lipsync.sync(sample / "sample.mp4", sample / "speech.wav", tmp_path / "out.mp4", points=sample / "points.npz", progress=progress, **QUICK)
     assert list(tmp_path.iterdir()) == []
-    assert not [t for t in threading.enumerate() if t.name.startswith("latentsync")]
+    assert left_running() == []
 
 
 def test_an_existing_result_is_not_touched(lipsync, sample, tmp_path):
@@ -192,13 +192,13 @@ def test_progress_tells_frames_and_steps(lipsync, sample, tmp_path):
     assert told[-1].done == told[-1].total == 50
 
 
-def test_stream_can_be_left_early(lipsync, sample):
+def test_stream_can_be_left_early(lipsync, sample, left_running):
     stream = lipsync.stream(sample / "sample.mp4", sample / "speech.wav", points=sample / "points.npz", **QUICK)
     frame = next(stream)
     assert frame.time == 0
     assert frame.picture.rgb().shape == (frame.picture.height, frame.picture.width, 3)
     stream.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("latentsync")]
+    assert left_running() == []
 
 
 def test_jobs_beside_each_other_do_not_meet(lipsync, sample, tmp_path):

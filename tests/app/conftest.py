@@ -34,7 +34,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, object]]:
     """(address, desk) of a page with the model that comes with the package, and with one that is not here."""
     pytest.importorskip("gradio", reason="gradio is not installed")

@@ -6,7 +6,6 @@ import gc
 import itertools
 import os
 import pickle
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -337,13 +336,13 @@ def batches(data: Any, count: int, workers: int = 0, **settings: Any) -> list[di
 
 
 @pytest.mark.parametrize(("workers", "method"), [(1, None), (2, "fork"), (1, "spawn")])
-def test_workers_change_nothing(syncnet: SyncNetWindows, workers: int, method: str | None) -> None:
+def test_workers_change_nothing(syncnet: SyncNetWindows, workers: int, method: str | None, left_running: Callable[[], list[str]]) -> None:
     expected = batches(syncnet, 7)
     got = batches(syncnet, 7, workers, start_method=method)
     assert all(same(a, b) for a, b in zip(expected, got, strict=True))
     assert expected[0]["position"].dtype == torch.int64
     assert expected[0]["label"].dtype == expected[0]["weight"].dtype == torch.float32
-    assert not [t for t in threading.enumerate() if t.name.startswith("latentsync-")]
+    assert left_running() == []
 
 
 @pytest.mark.timeout(120)
