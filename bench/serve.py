@@ -40,7 +40,6 @@ from latentsync.jobs.store import Store, sqlite_url
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 MIB = 1 << 20
-JOB: dict[str, Any] = {"steps": 1, "report": False, "seed": 7, "face_backend": "demo"}
 
 
 class Server:

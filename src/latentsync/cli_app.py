@@ -15,7 +15,20 @@ from typing import Annotated
 import typer
 
 from latentsync import options as opt
-from latentsync.cli_serve import Devices, Dtype, Home, KeepHours, MaxMegabytes, MaxQueue, MaxSeconds, MinFreeGigabytes, is_local, limits_of, listen
+from latentsync.cli_serve import (
+    Devices,
+    Dtype,
+    Home,
+    KeepHours,
+    MaxMegabytes,
+    MaxQueue,
+    MaxSeconds,
+    MinFreeGigabytes,
+    is_local,
+    limits_of,
+    listen,
+    own_names,
+)
 from latentsync.errors import UsageError
 
 PACKAGES = ("gradio", "sqlalchemy")
@@ -93,7 +106,7 @@ def _hosts(host: str, names: list[str], *, open_to_all: bool) -> tuple[str, ...]
     """Names under which the page may be asked for; None: any. A page for this machine alone answers to no name of somebody else's."""
     if not names and (open_to_all or not is_local(host)):
         return None
-    return (*names, "localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host)
+    return (*names, *own_names(host))
 
 
 def _password(ask: bool) -> str:

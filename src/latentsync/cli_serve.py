@@ -221,7 +221,7 @@ def settings_of(
         )
     if secret is not None:
         key_of(secret)
-    local = ("localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host.lower())
+    local = own_names(host)
     named = tuple(n.lower() for n in names)
     return Settings(
         keys=found,
@@ -233,6 +233,11 @@ def settings_of(
         rate=rate,
         burst=burst,
     )
+
+
+def own_names(host: str) -> tuple[str, ...]:
+    """Names under which this machine asks for what listens on that address."""
+    return "localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host.lower()
 
 
 def is_local(host: str) -> bool:

@@ -101,7 +101,7 @@ def locked(target: Path, waiting: Callable[[], None] | None = None) -> Iterator[
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as e:
             raise WeightsError(f"cannot write in {path.parent}: {e.strerror or e}; name another folder with LATENTSYNC_HOME") from e
-        if _try_lock(handle):
+        if try_lock(handle):
             if _same(handle, path):
                 break
             os.close(handle)  # the former holder removed this file between our open and our lock
@@ -125,7 +125,8 @@ def locked(target: Path, waiting: Callable[[], None] | None = None) -> Iterator[
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(handle: int) -> bool:
+    def try_lock(handle: int) -> bool:
+        """Lock an open file, until it is closed or its holder dies; whether that could be done at once."""
         try:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -138,7 +139,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(handle: int) -> bool:
+    def try_lock(handle: int) -> bool:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:

@@ -262,7 +262,6 @@ class _Tape:
     """A sound, read on and on at the soundtrack's rate and channels from a place in it; zeros after its end, or without one."""
 
     def __init__(self, audio: Audio | None, form: _Form, skip: Fraction) -> None:
-        self._channels = form.channels
         self._blocks = None if audio is None else _at_rate(_mapped(audio, form.channels), audio.info.rate, form)
         self._held = np.zeros((form.channels, 0), np.float32)
         left = round(skip * form.rate)

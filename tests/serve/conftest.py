@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,7 +54,7 @@ def live(desk: Desk) -> Iterator[Callable[..., tuple[str, int]]]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         running.append((server, thread, app))
-        until(lambda: server.started)
+        jobs.until(lambda: server.started)
         return listener.getsockname()[:2]
 
     yield start
@@ -88,15 +87,6 @@ def end(desk: Desk, state: str = "done", content: bytes = b"0123456789" * 10, **
         values = {"result": {"frames": 10, "seconds": 0.4}, "out": "result-1.mp4", **values}
     desk.store.finish(claim, state, 3600.0, **values)  # type: ignore[arg-type]
     return job.id
-
-
-def until(what: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Wait for it, and give what it gave."""
-    last = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < last, "it did not come about"
-        time.sleep(0.02)
-    return found
 
 
 def folders(desk: Desk) -> list[str]:

@@ -20,7 +20,7 @@ from latentsync.client import CancelledError, Client, RemoteJob, Segment, Servic
 from latentsync.errors import InputError, NoFaceError, OutputError, UsageError
 from latentsync.jobs.store import Store, sqlite_url
 from tests.conftest import ROOT
-from tests.serve.conftest import until
+from tests.jobs.conftest import until
 
 NO_FACE = 13  # seeds that the stand-in fails at
 

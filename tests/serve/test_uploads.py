@@ -14,7 +14,8 @@ import pytest
 from latentsync.jobs import Desk, Limits
 from latentsync.serve.settings import Settings
 from latentsync.serve.uploads import PARTS
-from tests.serve.conftest import Service, files, folders, until
+from tests.jobs.conftest import until
+from tests.serve.conftest import Service, files, folders
 
 Live = Callable[..., tuple[str, int]]
 HEAD = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"

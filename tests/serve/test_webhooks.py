@@ -19,8 +19,8 @@ from latentsync.serve import webhooks
 from latentsync.serve.addresses import Doorkeeper
 from latentsync.serve.metrics import Meter
 from latentsync.serve.webhooks import Messenger, key_of, sign, verify
-from tests.jobs.conftest import submit
-from tests.serve.conftest import Service, ask, end, files, until
+from tests.jobs.conftest import submit, until
+from tests.serve.conftest import Service, ask, end, files
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 

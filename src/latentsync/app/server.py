@@ -49,7 +49,7 @@ def application(
 
     sources = {Path(str(model)).name if Path(str(model)).is_dir() else str(model): str(model) for model in models}
     actions = Actions(desk, uploads, Models(sources, home=home, downloads=downloads))
-    threading.Thread(target=actions.warm, name="face finder", daemon=True).start()
+    threading.Thread(target=actions.warm, name="face finder").start()  # no daemon: an interpreter that ends in the midst of its C++ aborts
     outer = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     outer.router.routes.append(Route("/job/{id}/{what}", _files(desk), methods=["GET", "HEAD"]))
     outer.router.routes.append(Route("/favicon.ico", _icon, methods=["GET", "HEAD"]))

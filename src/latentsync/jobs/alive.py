@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from latentsync.errors import OutputError
+from latentsync.hub import try_lock
 
 
 class Sign:
@@ -22,7 +22,7 @@ class Sign:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as e:
             raise OutputError(f"cannot write in {path.parent}: {e.strerror or e}; choose another folder") from e
-        if not _lock(self._handle):
+        if not try_lock(self._handle):
             os.close(self._handle)
             raise OutputError(f"{path} is held by another process")
 
@@ -50,27 +50,6 @@ def alive(path: Path) -> bool:
     except OSError:
         return True  # it cannot be told; the lease will
     try:
-        return not _lock(handle)
+        return not try_lock(handle)
     finally:
         os.close(handle)
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(handle: int) -> bool:
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _lock(handle: int) -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
