@@ -21,7 +21,8 @@ from latentsync.cli import app
 from latentsync.config import DefaultsConfig, ModelConfig
 from latentsync.demonstrate import TILE, demonstrate, sheet
 from latentsync.errors import InputError, OutputError, UsageError, WeightsError
-from latentsync.face.mask import hull_mask, inpaint_mask
+from latentsync.face.align import crop_size
+from latentsync.face.mask import hull_mask, inpaint_mask, muzzle_mask
 from latentsync.face.paste import paste
 from latentsync.face.points import anchor_points, lip_opening, outline
 from latentsync.face.protocols import Face
@@ -67,6 +68,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         defaults=DefaultsConfig(steps=2, guidance=1.0, scheduler="ddim", face_backend="demo"),
         reference="fixed",
         hull=True,
+        muzzle=True,
     )
     untrained.write(config, folder, 0)
     return folder
@@ -233,6 +235,37 @@ def test_the_paste_weight_is_mask_times_hull() -> None:
     np.testing.assert_allclose(whole.alpha, plain.alpha, atol=1e-6)
     assert half.box[0] == plain.box[0]
     assert 100 < half.box[2] < 125 < plain.box[2]
+
+
+def test_the_muzzle_is_mouth_and_chin_at_every_size() -> None:
+    for size in (64, 128, 256, 512):
+        muzzle = muzzle_mask(size)
+        one = size / 256
+        assert muzzle[int(160 * one) : int(220 * one), int(85 * one) : int(171 * one)].min() > 0.99, "lips and chin"
+        assert muzzle[:, : int(14 * one)].max() == muzzle[:, int(242 * one) :].max() == 0, "cheeks and jaw"
+        assert muzzle[: int(84 * one)].max() == 0, "nose and eyes"
+        np.testing.assert_allclose(muzzle, muzzle[:, ::-1], atol=0.02)
+
+
+def test_the_paste_is_narrowed_to_the_muzzle_and_to_the_hull_besides() -> None:
+    matrix = np.array([[1.0, 0, 0], [0, 1.0, 0]])
+    face, mask = np.full((256, 256, 3), 200, np.float32), inpaint_mask(256)
+    left = np.array([[-50.0, -50], [100, -50], [100, 400], [-50, 400]])
+    plain, narrow = paste(face, matrix, 220, 290, mask=mask), paste(face, matrix, 220, 290, mask=mask, muzzle=True)
+    both, hull = paste(face, matrix, 220, 290, mask=mask, muzzle=True, outline=left), paste(face, matrix, 220, 290, mask=mask, outline=left)
+    assert plain.box[0] < narrow.box[0] - 15
+    assert narrow.box[2] < plain.box[2] - 15
+    weights = []
+    for patch in (plain, narrow, both, hull):
+        whole = np.zeros((290, 220), np.float32)
+        x0, y0, x1, y1 = patch.box
+        whole[y0:y1, x0:x1] = patch.alpha
+        weights.append(whole)
+    x, y = (np.array(crop_size(256)) * (0.5, 0.68)).astype(int)
+    assert weights[1][y, x] == pytest.approx(weights[0][y, x], abs=1e-3), "the lips are the new ones"
+    assert (weights[1] <= weights[0] + 1e-5).all()
+    assert (weights[2] <= np.minimum(weights[1], weights[3]) + 1e-5).all()
+    assert 0 < both.box[2] - both.box[0] < narrow.box[2] - narrow.box[0]
 
 
 def test_lips_and_outline_come_from_the_landmarks() -> None:

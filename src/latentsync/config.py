@@ -230,6 +230,7 @@ class ModelConfig:
     defaults: DefaultsConfig = field(default_factory=DefaultsConfig)
     reference: Literal["self", "fixed"] = "self"  # the face that shows what to draw: each frame's own, or one frame of its shot for all
     hull: bool = False  # paste within the outline of the face only
+    muzzle: bool = False  # paste mouth and chin only, not the cheeks
 
     @property
     def latent_size(self) -> int:

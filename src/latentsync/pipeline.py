@@ -382,7 +382,16 @@ class LipSync:
         tracked = item.aligned.tracked
         only = self._mask if chosen.paste == "mask" else None
         outline = tracked.outline if self.config.hull else None
-        patch = paste(item.face, item.aligned.matrix, picture.width, picture.height, tracked.strength, mask=only, outline=outline)
+        patch = paste(
+            item.face,
+            item.aligned.matrix,
+            picture.width,
+            picture.height,
+            tracked.strength,
+            mask=only,
+            outline=outline,
+            muzzle=self.config.muzzle,
+        )
         return replace(frame, picture=picture.blend(patch.box, patch.rgb, patch.alpha))
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from latentsync.errors import LatentSyncError
 from latentsync.face.align import Box, bounds, check_matrix, crop_size, invert, warp
-from latentsync.face.mask import hull_mask
+from latentsync.face.mask import hull_mask, muzzle_mask
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -50,6 +50,7 @@ def paste(
     *,
     mask: Float32Array | None = None,
     outline: npt.NDArray[np.float64] | None = None,
+    muzzle: bool = False,
     published: bool = False,
 ) -> Patch:
     """(R, R, 3) float32 RGB 0..255 -> patch for a width x height frame; `matrix` is the (2, 3) map frame -> crop the face was cut with.
@@ -61,7 +62,7 @@ def paste(
     `mask` (R, R), 1 = keep and 0 = generated, narrows the patch to the generated part with a soft rim inside it, so that the rest of the face,
     which went through two resamplings, does not touch the frame, and the step at the mask's edge becomes a ramp. None pastes the whole crop,
     as published. `outline` (k, 2), in pixels of the frame, narrows that part further, to their convex hull with a soft edge: what the network
-    made of the background beside the jaw stays out of the picture. It needs a mask.
+    made of the background beside the jaw stays out of the picture. `muzzle` narrows it to mouth and chin (`muzzle_mask`). Both need a mask.
 
     `published=True` repeats three habits of the published system, to compare with it: it warps from `crop_size` at every scale (skipping
     pixels of faces much smaller in the frame, showing facets on much larger ones), mixes the crop's outermost samples with white, and
@@ -87,8 +88,11 @@ def paste(
     edge = area.edge()
     alpha = area.soft(edge)
     if mask is not None:
-        hull = None if outline is None else hull_mask(_in_face(outline, check_matrix(matrix), resolution), resolution)
-        alpha *= _generated(mask, m, field, alpha.shape, hull)
+        within = muzzle_mask(resolution) if muzzle else None
+        if outline is not None:
+            hull = hull_mask(_in_face(outline, check_matrix(matrix), resolution), resolution)
+            within = hull if within is None else hull * within
+        alpha *= _generated(mask, m, field, alpha.shape, within)
     columns, rows = _support(alpha.max(axis=0)), _support(alpha.max(axis=1))
     if columns is None or rows is None:
         return EMPTY
@@ -203,9 +207,9 @@ def _in_face(points: npt.NDArray[np.float64], m: npt.NDArray[np.float64], resolu
 
 
 def _generated(
-    mask: Float32Array, m: npt.NDArray[np.float64], field: tuple[int, int], shape: tuple[int, ...], hull: Float32Array | None = None
+    mask: Float32Array, m: npt.NDArray[np.float64], field: tuple[int, int], shape: tuple[int, ...], within: Float32Array | None = None
 ) -> Float32Array:
-    """(h, w): 1 well inside the generated part (and the hull), falling to 0 at its edge, for a box that `m` maps to the crop."""
+    """(h, w): 1 well inside the generated part, times `within` (R, R), falling to 0 at its edge, for a box that `m` maps to the crop."""
     resolution = mask.shape[0]
     scale = np.array([[resolution / field[0]], [resolution / field[1]]])
     to_face = m * scale
@@ -214,8 +218,8 @@ def _generated(
     sigma = max(RIM_SIGMA * resolution, 0.7 * float(np.linalg.norm(to_face[:, :2], 2)))
     region = cv2.GaussianBlur(1 - mask.astype(np.float32), (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
     region = np.clip((region - RIM_LOW) / (RIM_HIGH - RIM_LOW), 0, 1)
-    if hull is not None:
-        region = region * hull
+    if within is not None:
+        region = region * within
     return warp(region, to_face, shape[1], shape[0], None)
 
 
