@@ -107,6 +107,27 @@ def test_ddim_with_trailing_spacing_is_ddim_from_timestep_to_timestep(steps):
     torch.testing.assert_close(out.double(), x, atol=2e-3, rtol=0)
 
 
+def test_what_all_frames_share_is_guided_less():
+    given = inputs()
+    frames = given["noise"].shape[2]
+    moving = torch.linspace(-1, 1, frames)[None, None, :, None, None]
+
+    def unet(sample, t, audio, *, cache=None):
+        level = audio.abs().sum(dim=(1, 2, 3)).sign()[:, None, None, None, None]
+        return (torch.zeros_like(sample[:, :4]) + 2 + moving) * level  # a still part of 2, and one that moves about 0
+
+    def out(network, **settings):
+        return denoise.sample(network, denoise.make_scheduler("ddim", DiffusionConfig()), **given, steps=2, **settings)
+
+    def known(still, moved):
+        return out(lambda s, t, a, *, cache=None: torch.zeros_like(s[:, :4]) + 2 * still + moved * moving, guidance=1.0)
+
+    torch.testing.assert_close(out(unet, guidance=4.0, still_guidance=1.5), known(1.5, 4.0))
+    torch.testing.assert_close(out(unet, guidance=4.0), known(4.0, 4.0))
+    torch.testing.assert_close(out(unet, guidance=2.0, still_guidance=3.0), known(2.0, 2.0))  # never more than was asked for
+    torch.testing.assert_close(out(unet, guidance=1.0, still_guidance=0.5), known(1.0, 1.0))  # without guidance there is no difference to take from
+
+
 def test_guidance_runs_silence_first_and_combines_linearly():
     given = inputs()
     seen = []

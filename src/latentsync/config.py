@@ -229,6 +229,7 @@ class ModelConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     defaults: DefaultsConfig = field(default_factory=DefaultsConfig)
     reference: Literal["self", "fixed"] = "self"  # the face that shows what to draw: each frame's own, or one frame of its shot for all
+    still_guidance: float | None = None  # guidance of what is the same in all frames of a window; None: the guidance of everything
     hull: bool = False  # paste within the outline of the face only
     muzzle: bool = False  # paste mouth and chin only, not the cheeks
 

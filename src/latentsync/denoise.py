@@ -80,6 +80,7 @@ def sample(
     audio: Tensor,
     steps: int,
     guidance: float,
+    still_guidance: float | None = None,
     cache: Any = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
@@ -87,6 +88,8 @@ def sample(
 
     mask (b, 1, f, h, w) is 1 where the picture is kept; masked and reference (b, c, f, h, w) are latents of the masked and the whole face;
     audio is (b, f, tokens, dim). Guidance above 1 runs the network twice, on silence (zeros) and on the audio, in that order along the batch.
+    `still_guidance`, where it is lower, takes its place for the part of the difference between the two that all frames of a window share: lips
+    move as far as `guidance` asks, while skin and light, which do not move, are drawn on less.
     `cache` is a fresh feature cache of the network or None; `on_step` hears the number of steps done and the latents so far.
     The scheduler is reset here, so windows never share state. The network runs in the dtype of `audio`; the latents stay in that of `noise`
     (float32), since twenty small steps add up badly in half precision.
@@ -104,7 +107,10 @@ def sample(
         predicted = unet(torch.cat([given, condition], dim=1), t, audio, cache=cache).to(latents.dtype)
         if guided:
             silent, heard = predicted.chunk(2)
-            predicted = silent + guidance * (heard - silent)
+            change = heard - silent
+            predicted = silent + guidance * change
+            if still_guidance is not None and still_guidance < guidance:
+                predicted -= (guidance - still_guidance) * change.mean(dim=2, keepdim=True)
         latents = scheduler.step(predicted, t, latents).prev_sample
         if on_step:
             on_step(done, latents)

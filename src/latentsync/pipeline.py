@@ -362,6 +362,7 @@ class LipSync:
                 audio=contexts.to(device=device, dtype=dtype),
                 steps=sampling.steps,
                 guidance=sampling.guidance,
+                still_guidance=self.config.still_guidance,
                 cache=self.model.unet.make_cache(options.cache) if options.cache > 1 else None,
                 on_step=on_step,
             )
