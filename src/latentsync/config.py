@@ -223,6 +223,7 @@ class ModelConfig:
     summary: str = ""
     resolution: int = 256  # of the aligned face crop, pixels
     window: int = 16  # frames denoised together
+    overlap: int = 0  # frames that neighbouring windows share, where the faces of the one fade into those of the other
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     whisper: WhisperConfig = field(default_factory=WhisperConfig)
@@ -352,6 +353,8 @@ def _check(config: ModelConfig, where: str) -> None:
         raise UsageError(f"{where}: resolution {config.resolution} is not a positive multiple of 64")
     if not 1 <= config.window <= config.unet.motion_positions:
         raise UsageError(f"{where}: window {config.window} is not within 1..{config.unet.motion_positions}, the rows of the motion modules")
+    if not 0 <= config.overlap <= config.window // 2:
+        raise UsageError(f"{where}: overlap is 0 to {config.window // 2} frames, half a window of {config.window}; found {config.overlap}")
     if config.unet.audio_dim != config.whisper.width:
         raise UsageError(f"{where}: unet.audio_dim {config.unet.audio_dim} differs from whisper.width {config.whisper.width}")
     bad = [c for c in config.unet.channels if c % config.unet.groups or c % config.unet.heads]

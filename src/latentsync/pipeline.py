@@ -267,11 +267,13 @@ class LipSync:
                 if watch is not None:
                     watch(done)
 
-            for batch in batches(pieces(items, self.config.window), chosen.batch_windows):
-                faces = self._faces(batch, speech, noise, chosen, on_step)
-                for piece in batch:
-                    for item in piece:
-                        yield Finished(item, faces.get(item.number))
+            windows = pieces(items, self.config.window, self.config.overlap)
+            made = (
+                [Finished(item, face) for item, face in zip(piece, faces, strict=True)]
+                for batch in batches(windows, chosen.batch_windows)
+                for piece, faces in zip(batch, self._faces(batch, speech, noise, chosen, on_step), strict=True)
+            )
+            yield from joined(made, self.config.overlap)
 
     def _align(self, source: Video, length: Fraction, tracker: Tracker | GivenPoints[Frame], chosen: Options) -> Iterator[Aligned]:
         """Decoded, followed and cut-out faces: everything that happens before the network."""
@@ -302,12 +304,13 @@ class LipSync:
 
     def _faces(
         self, batch: list[list[Aligned]], speech: SpeechTrack, noise: Tensor, chosen: Options, on_step: Callable[[int, Tensor], None]
-    ) -> dict[int, np.ndarray]:
-        """Generated faces by frame number, (R, R, 3) float32 in 0..255. Windows of one length run together."""
-        faces: dict[int, np.ndarray] = {}
-        windows = sorted((piece for piece in batch if piece[0].crop is not None), key=len, reverse=True)
-        for _, group in itertools.groupby(windows, key=len):
-            together = list(group)
+    ) -> list[Sequence[np.ndarray | None]]:
+        """Generated faces of every piece, (R, R, 3) float32 in 0..255; None for frames without one. Windows of one length run together."""
+        faces: list[Sequence[np.ndarray | None]] = [[None] * len(piece) for piece in batch]
+        windows = sorted((place for place, piece in enumerate(batch) if piece[0].crop is not None), key=lambda place: len(batch[place]), reverse=True)
+        for _, group in itertools.groupby(windows, key=lambda place: len(batch[place])):
+            places = list(group)
+            together = [batch[place] for place in places]
             crops = torch.from_numpy(np.stack([np.stack([item.crop for item in window if item.crop is not None]) for window in together]))
             with memory_guard(self.compute):
                 contexts = torch.stack([speech.contexts([item.tracked.frame.time for item in window]) for window in together])
@@ -315,7 +318,8 @@ class LipSync:
             shown = [window[0].reference for window in together if window[0].reference is not None]
             references = torch.from_numpy(np.stack(shown)) if shown else None
             made = self.synthesise(crops, contexts, noise=noise, numbers=numbers, options=chosen, on_step=on_step, references=references)
-            faces.update(zip(numbers, made.flatten(0, 1).numpy(), strict=True))
+            for place, window in zip(places, made.numpy(), strict=True):
+                faces[place] = list(window)
         return faces
 
     @torch.inference_mode()
@@ -401,17 +405,50 @@ def windowed(latents: Tensor, batch: int) -> Tensor:
     return latents.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-def pieces(items: Iterable[Aligned], size: int) -> Iterator[list[Aligned]]:
-    """Consecutive frames, at most `size` together: all with a face, in one shot and with one reference (a window for the network), or all without."""
+def pieces(items: Iterable[Aligned], size: int, overlap: int = 0) -> Iterator[list[Aligned]]:
+    """Consecutive frames, at most `size` together: all with a face, in one shot and with one reference (a window for the network), or all without.
+
+    A window that goes on where a full one ended begins with the last `overlap` frames of that one.
+    """
     piece: list[Aligned] = []
+    fresh = 0  # frames of the piece that no piece before had
     for item in items:
         other = piece and ((item.crop is None) != (piece[0].crop is None) or item.reference is not piece[0].reference)
-        if piece and (len(piece) == size or item.tracked.cut or other):
+        if piece and (item.tracked.cut or other):
+            if fresh:
+                yield piece
+            piece, fresh = [], 0
+        elif len(piece) == size:
             yield piece
-            piece = []
+            piece, fresh = piece[size - overlap :] if item.crop is not None else [], 0
         piece.append(item)
-    if piece:
+        fresh += 1
+    if fresh:
         yield piece
+
+
+def joined(windows: Iterable[list[Finished]], overlap: int) -> Iterator[Finished]:
+    """Frames of pieces in order; where neighbours share frames, the faces of the one fade into those of the other. It holds `overlap` back."""
+    held: list[Finished] = []
+    for window in windows:
+        if held and window[0].aligned.number == held[0].aligned.number:
+            frames = [_mixed(old, new, (i + 1) / (len(held) + 1)) for i, (old, new) in enumerate(zip(held, window, strict=False))] + window[
+                len(held) :
+            ]
+        else:
+            yield from held
+            frames = window
+        ready = max(0, len(frames) - overlap) if frames[0].face is not None else len(frames)
+        yield from frames[:ready]
+        held = frames[ready:]
+    yield from held
+
+
+def _mixed(old: Finished, new: Finished, share: float) -> Finished:
+    """A frame that two windows made, with that share of the second."""
+    if old.face is None or new.face is None:
+        return new
+    return new._replace(face=(1 - np.float32(share)) * old.face + np.float32(share) * new.face)
 
 
 def batches(windows: Iterable[list[Aligned]], size: int) -> Iterator[list[list[Aligned]]]:
