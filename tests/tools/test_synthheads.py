@@ -6,6 +6,9 @@ import ctypes
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +18,9 @@ from latentsync.errors import InputError, LatentSyncError, OutputError, UsageErr
 pytest.importorskip("scipy", reason="the corpus tool needs scipy: pip install -e '.[dev]'")
 
 from tools.synthheads import __main__ as command
-from tools.synthheads import clip, files, model, pack, speech, text, visemes
+from tools.synthheads import clip, files, model, pack, pool, speech, text, visemes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_sentences_depend_on_the_seed_alone_and_end_without_a_stop():
@@ -131,12 +136,19 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
 
 def test_finished_clips_are_not_made_again(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(command, "start", lambda *_: None)
-    monkeypatch.setattr(command, "make", lambda folder, seed, seconds: made.append(seed) or {"seed": seed})
+    monkeypatch.setattr(pool, "start", lambda *_: None)
+    monkeypatch.setattr(pool, "make", lambda folder, seed, seconds: made.append(seed) or {"seed": seed})
     (tmp_path / "clip_000002.json").write_text("{}")
     (tmp_path / "clip_000003.mp4").write_bytes(b"interrupted")
-    list(command.make_all(tmp_path, [1, 2, 3], 1.0, 64, tmp_path, 1))
+    list(pool.make_all(tmp_path, [1, 2, 3], 1.0, 64, tmp_path, 1))
     assert made == [1, 3]
+
+
+def test_processes_find_what_they_are_given_when_the_tool_is_run_by_its_name():
+    """A spawned process does not import a package's `__main__`: what it is told to call must live elsewhere."""
+    assert {f.__module__ for f in (pool.start, pool.make)} == {"tools.synthheads.pool"}
+    assert not hasattr(command, "start")
+    assert not hasattr(command, "make")
 
 
 def test_a_clip_end_to_end_depends_on_its_seed_alone(tmp_path):
@@ -152,7 +164,9 @@ def test_a_clip_end_to_end_depends_on_its_seed_alone(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     common = ["--seconds", "1", "--size", "64"]
     assert command.main([str(first), "--seeds", "3002", *common]) == 0
-    assert command.main([str(second), "--seeds", "3001-3002", "--sound-only", "--seconds", "1"]) == 0
+    several = [sys.executable, "-m", "tools.synthheads", str(second), "--seeds", "3001-3002", "--sound-only", "--seconds", "1", "--jobs", "2"]
+    done = subprocess.run(several, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     info = probe(first / "clip_003002.mp4")
     assert (info.width, info.frames, info.audio) == (64, 25, True)
     with np.load(first / "clip_003002.npz") as a, np.load(second / "clip_003002.npz") as b:

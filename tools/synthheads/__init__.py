@@ -11,6 +11,7 @@
     motion    head, eyes, blinks, camera
     clip      one clip, from seed to files
     files     results that appear whole or not at all
+    pool      many clips, in several processes
 
-One-way: each imports only what stands above it (clip imports all).
+One-way: each imports only what stands above it (clip imports all, pool imports clip).
 """
