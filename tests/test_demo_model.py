@@ -251,21 +251,32 @@ def test_only_the_face_changes_whatever_the_batches(lipsync: LipSync, job: tuple
 
         hull = cv2.convexHull(points[i, :27].astype(np.float32))
         away = max(-cv2.pointPolygonTest(hull, (float(x), float(y)), True) for x, y in changed[::7])
-        assert away < 0.06 * 320, "beyond the jaw nothing is touched"
+        assert away < 0.03 * 320, "beyond the jaw nothing is touched"
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(*results, strict=True)) <= 4
 
 
 # hull
 
 
-def test_the_hull_is_one_inside_and_nothing_far_outside() -> None:
+def test_the_hull_is_one_inside_and_ends_at_the_outline() -> None:
     turn = np.linspace(0, 2 * np.pi, 40)
     hull = hull_mask(np.stack([64 + 30 * np.cos(turn), 64 + 40 * np.sin(turn)], axis=1), 128)
     y, x = np.mgrid[:128, :128]
     radius = np.hypot((x - 64) / 30, (y - 64) / 40)
-    assert hull[radius < 0.98].min() > 0.99
-    assert hull[radius > 1.35].max() == 0
+    assert hull[(np.abs(y - 64) < 30) & (np.abs(x - 64) < 2)].min() > 0.99
+    assert hull[(radius > 1) & (np.abs(y - 64) < 30)].max() < 0.12, "the frame's own edge is seen"
+    assert hull[radius > 1].max() < 0.3, "at the chin too"
+    assert hull[radius > 1.1].max() < 0.01
     assert not hull_mask(np.full((5, 2), np.nan), 64).any()
+
+
+def test_the_hull_of_a_turned_head_keeps_the_near_side_and_the_crops_edge_is_no_edge_of_it() -> None:
+    cheek = np.array([[44.0, -20], [160, -20], [160, 120], [44, 120]])  # the outline runs at x = 44; to the right the face leaves the crop
+    row = hull_mask(cheek, 128)[80]
+    assert row[:41].max() < 0.01
+    assert row[44] < 0.1
+    assert (np.diff(row[40:60]) >= -1e-6).all(), "the new face comes in slowly"
+    assert row[60:].min() > 0.999
 
 
 def test_the_paste_weight_is_mask_times_hull() -> None:
@@ -278,7 +289,7 @@ def test_the_paste_weight_is_mask_times_hull() -> None:
     half = paste(face, matrix, 220, 290, mask=mask, outline=left)
     np.testing.assert_allclose(whole.alpha, plain.alpha, atol=1e-6)
     assert half.box[0] == plain.box[0]
-    assert 100 < half.box[2] < 125 < plain.box[2]
+    assert 95 < half.box[2] < 115 < plain.box[2]
 
 
 def test_the_muzzle_is_mouth_and_chin_at_every_size() -> None:

@@ -17,8 +17,8 @@ Float32Array = npt.NDArray[np.float32]
 
 SIDE = 256  # the outline's own resolution
 LATENT_STRIDE = 8  # pixels per latent cell
-HULL_SIGMA = 0.025  # softness of the hull's edge, in sides of the face
-HULL_FULL = 0.4  # value of the blurred hull from which the new face counts fully: a little outside the edge, for jaws that open wider than they were
+HULL_SIDE = 0.09  # from the hull's left and right edge inwards, in sides of the face: over so much the new face comes to count fully
+HULL_SIGMA = 0.0125  # softness of that, in sides of the face
 MUZZLE_SIGMA = 0.045  # softness of the muzzle's edge, in sides of the face: skin meets skin there
 MUZZLE_LOW, MUZZLE_HIGH = 0.05, 0.85  # values of the blurred muzzle between which the new face comes to count fully
 # (x, y) at 256 px, from below the nose round the mouth to below the chin, wide enough for lips and chins of heads turned by 40 degrees.
@@ -115,20 +115,40 @@ def latent_mask(resolution: int) -> Float32Array:
 
 
 def hull_mask(outline: npt.ArrayLike, resolution: int) -> Float32Array:
-    """(k, 2) points in pixels of a crop of R x R -> (R, R) float32: 1 inside their convex hull, falling to 0 a little outside it.
+    """(k, 2) points in pixels of a crop of R x R -> (R, R) float32: 1 inside their convex hull, falling to 0 towards its edge.
 
-    All 0 where the points lie on a line or are not finite.
+    It falls inside the hull, along the rows: of a turned head, the frame's own outline stays, sharp, and what the network made of the
+    background beside it does not show. The chin, towards which the hull narrows, keeps the frame's edge too, so a jaw opens no further than
+    it did. All 0 where the points lie on a line or are not finite.
     """
-    filled = np.zeros((resolution, resolution), np.float32)
     points = np.asarray(outline, np.float32)
     if len(points) < 3 or not np.isfinite(points).all() or np.abs(points).max() > 1e4:
-        return filled
-    hull = cv2.convexHull(points)
+        return np.zeros((resolution, resolution), np.float32)
+    return _blurred(_from_sides(_filled(points, resolution), HULL_SIDE * resolution), HULL_SIGMA)
+
+
+def _filled(points: Float32Array, resolution: int) -> Float32Array:
+    """(R, R) float32: 1 in the convex hull of (k, 2) points."""
+    filled = np.zeros((resolution, resolution), np.float32)
     part = 4  # bits behind the point of OpenCV's whole coordinates
-    cv2.fillConvexPoly(filled, np.rint(hull * (1 << part)).astype(np.int32), 1.0, cv2.LINE_8, part)
-    # what lies beyond the crop's edge is neither in nor out: its last row counts
-    soft = cv2.GaussianBlur(filled, (0, 0), max(HULL_SIGMA * resolution, 0.5), borderType=cv2.BORDER_REPLICATE)
-    return np.clip((soft - 0.02) / (HULL_FULL - 0.02), 0, 1).astype(np.float32)
+    cv2.fillConvexPoly(filled, np.rint(cv2.convexHull(points) * (1 << part)).astype(np.int32), 1.0, cv2.LINE_8, part)
+    return filled
+
+
+def _blurred(image: Float32Array, sigma: float) -> Float32Array:
+    """(R, R) blurred with a Gaussian of `sigma` sides. What lies beyond the crop's edge is neither in nor out: its last row counts."""
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), max(sigma * len(image), 0.5), borderType=cv2.BORDER_REPLICATE), np.float32)
+
+
+def _from_sides(filled: Float32Array, reach: float) -> Float32Array:
+    """(R, R) of a convex shape: pixels along the row to the nearer of its two edges, as parts of `reach`, 0..1. The crop's edges are none."""
+    inside = filled > 0
+    some, last = np.asarray(inside.any(axis=1)), filled.shape[1] - 1
+    left = np.where(some & ~inside[:, 0], inside.argmax(axis=1), -np.inf)
+    right = np.where(some & ~inside[:, -1], last - inside[:, ::-1].argmax(axis=1), np.inf)
+    x = np.arange(last + 1)
+    away = np.minimum(x - left[:, None], right[:, None] - x)
+    return np.where(some[:, None], np.clip(away / reach, 0, 1), 0).astype(np.float32)
 
 
 @lru_cache(maxsize=4)
@@ -139,7 +159,7 @@ def muzzle_mask(resolution: int) -> Float32Array:
     lips need them least.
     """
     filled = _covered(resolution, 4, MUZZLE).astype(np.float32)
-    soft = cv2.GaussianBlur(filled, (0, 0), MUZZLE_SIGMA * resolution, borderType=cv2.BORDER_REPLICATE)
+    soft = _blurred(filled, MUZZLE_SIGMA)
     out = np.clip((soft - MUZZLE_LOW) / (MUZZLE_HIGH - MUZZLE_LOW), 0, 1).astype(np.float32)
     out.setflags(write=False)
     return out
