@@ -59,8 +59,6 @@ def mean(files: Sequence[Path]) -> dict[str, Tensor]:
     for file, state in zip(files, states, strict=True):
         if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in last.items()}:
             raise UsageError(f"{file} and {files[-1]} are not of one shape, so they have no mean; give runs of the same model")
-    if len(states) == 1:
-        return last
     return {n: torch.stack([s[n].float() for s in states]).mean(0) if t.is_floating_point() else t for n, t in last.items()}
 
 
