@@ -28,7 +28,7 @@ from latentsync.face.points import anchor_points, lip_opening, outline
 from latentsync.face.protocols import Face
 from latentsync.media.video import open_video
 from latentsync.options import Options, Sampling
-from latentsync.pipeline import Aligned, Finished, LipSync, joined, pieces
+from latentsync.pipeline import Aligned, LipSync, pieces, shots
 from latentsync.reference import HELD_FRAMES, UNSEEN, with_references
 from latentsync.weights import shipped, untrained
 from latentsync.weights.convert import save
@@ -171,48 +171,57 @@ def test_a_window_has_one_reference() -> None:
     assert [[i.number for i in piece] for piece in pieces(items, 3)] == [[0, 1, 2], [3], [4, 5]]
 
 
-def test_windows_share_frames_within_a_shot() -> None:
-    items = list(with_references(shot([0.1] * 15, cuts=(9,)), []))
-    assert [[i.number for i in piece] for piece in pieces(items, 4, 2)] == [
-        [0, 1, 2, 3],
-        [2, 3, 4, 5],
-        [4, 5, 6, 7],
-        [6, 7, 8],
-        [9, 10, 11, 12],
-        [11, 12, 13, 14],
-    ]
-    assert [len(piece) for piece in pieces(items[:4], 4, 2)] == [4], "no window without a frame of its own"
-    none = [item._replace(crop=None) for item in items]
-    assert [i.number for piece in pieces(none, 4, 2) for i in piece] == list(range(15)), "what is not generated is not doubled"
+def test_windows_of_a_shot_belong_together() -> None:
+    items = list(with_references(shot([0.1] * 16, cuts=(9,), missing=(14,)), []))
+    found = [[[i.number for i in window] for window in windows] for windows in shots(pieces(items, 4))]
+    assert found == [[[0, 1, 2, 3], [4, 5, 6, 7], [8]], [[9, 10, 11, 12], [13]], [[14]], [[15]]]
+    assert list(shots(iter([]))) == []
 
 
-def test_faces_fade_from_window_to_window() -> None:
-    items = list(with_references(shot([0.1] * 11, cuts=(7,)), []))
-    windows = [[Finished(item, np.full((2, 2, 3), 10.0 * place, np.float32)) for item in piece] for place, piece in enumerate(pieces(items, 5, 2))]
-    frames = list(joined(windows, 2))
-    assert [f.aligned.number for f in frames] == list(range(11))
-    faces = [float(f.face.mean()) for f in frames if f.face is not None]
-    np.testing.assert_allclose(faces, [0, 0, 0, 10 / 3, 20 / 3, 10, 10, 20, 20, 20, 20], rtol=1e-5)
-    assert [f.face is None for f in joined([[Finished(item, None) for item in items]], 2)] == [True] * 11
-
-
-def test_shared_frames_change_the_faces_and_nothing_else(lipsync: LipSync, job: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_shift_unless_a_cache_wants_them_to_stay(lipsync: LipSync, job: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     video, voice, marks = job
-    plain = [f.picture.rgb() for f in lipsync.stream(video, voice, points=marks)]
-    made = []
-    for batched in (1, 2):
-        monkeypatch.setattr(lipsync, "config", replace(lipsync.config, overlap=3))
-        made.append([f.picture.rgb() for f in lipsync.stream(video, voice, points=marks, batch_windows=batched)])
-    assert len(made[0]) == len(made[1]) == len(plain)
-    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(*made, strict=True)) <= 4
-    first = lipsync.config.window - 3
-    assert all((a == b).all() for a, b in zip(made[0][:first], plain[:first], strict=True)), "before the first shared frame nothing differs"
-    assert any((a != b).any() for a, b in zip(made[0][first:], plain[first:], strict=True))
+
+    def run(**settings: Any) -> np.ndarray:
+        return np.stack([f.picture.rgb() for f in lipsync.stream(video, voice, points=marks, **settings)]).astype(int)
+
+    stay, cached = run(), run(cache=2)
+    monkeypatch.setattr(lipsync, "config", replace(lipsync.config, shift=4))
+    shifted, batched = run(), run(batch_windows=2)
+    assert shifted.shape == stay.shape
+    assert np.abs(shifted - batched).max() <= 4
+    apart = np.abs(shifted - stay).max(axis=(1, 2, 3))
+    assert (apart[:12] <= 1).all()
+    assert (apart[12:] > 4).all(), "the second step's second window holds frames 4 to 19, and counts from 12 on"
+    assert np.abs(run(cache=2) - cached).max() <= 1
 
 
-def test_windows_share_half_of_their_frames_at_most() -> None:
-    with pytest.raises(UsageError, match="overlap"):
-        configs.parse("name: x\noverlap: 9\n", "x.yaml")
+def test_a_shot_is_made_of_its_own_frames(lipsync: LipSync, job: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows shift within a shot; a frame without a face ends it."""
+    monkeypatch.setattr(lipsync, "config", replace(lipsync.config, shift=4))
+    video, voice, marks = job
+    seen: list[int] = []
+    watch = lipsync.model.unet.register_forward_hook(lambda _, given, out: seen.append(given[0].shape[2]))
+    broken = dict(np.load(marks))
+    broken["landmarks"][9] = np.nan
+    np.savez(marks.with_name("broken.npz"), **broken)
+    try:
+        frames = list(lipsync.stream(video, voice, points=marks.with_name("broken.npz")))
+    finally:
+        watch.remove()
+    assert len(frames) == 20
+    assert set(seen) == {9, 10}, "nine before the frame without a face, ten behind it"
+
+
+def test_less_noise_is_asked_for_by_name(lipsync: LipSync, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = lipsync.noise(3)
+    monkeypatch.setattr(lipsync, "config", replace(lipsync.config, temperature=0.5))
+    torch.testing.assert_close(lipsync.noise(3), whole / 2)
+
+
+@pytest.mark.parametrize("wrong", ["shift: 5", "shift: 16", "shift: -4", "temperature: 0", "temperature: 1.5"])
+def test_windows_shift_by_equal_parts_and_noise_only_shrinks(wrong: str) -> None:
+    with pytest.raises(UsageError, match=wrong.partition(":")[0]):
+        configs.parse(f"name: x\n{wrong}\n", "x.yaml")
 
 
 def test_every_window_sees_the_chosen_face(lipsync: LipSync, job: tuple[Path, Path, Path]) -> None:

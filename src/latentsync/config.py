@@ -223,7 +223,8 @@ class ModelConfig:
     summary: str = ""
     resolution: int = 256  # of the aligned face crop, pixels
     window: int = 16  # frames denoised together
-    overlap: int = 0  # frames that neighbouring windows share, where the faces of the one fade into those of the other
+    shift: int = 0  # frames by which windows begin earlier at each step, so that neighbours agree (see `shifted`); 0: they stay where they are
+    temperature: float = 1.0  # what the noise that denoising begins with is multiplied by; below 1, mouths keep nearer to the likeliest one
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     whisper: WhisperConfig = field(default_factory=WhisperConfig)
@@ -353,8 +354,10 @@ def _check(config: ModelConfig, where: str) -> None:
         raise UsageError(f"{where}: resolution {config.resolution} is not a positive multiple of 64")
     if not 1 <= config.window <= config.unet.motion_positions:
         raise UsageError(f"{where}: window {config.window} is not within 1..{config.unet.motion_positions}, the rows of the motion modules")
-    if not 0 <= config.overlap <= config.window // 2:
-        raise UsageError(f"{where}: overlap is 0 to {config.window // 2} frames, half a window of {config.window}; found {config.overlap}")
+    if config.shift and not (0 < config.shift < config.window and config.window % config.shift == 0):
+        raise UsageError(f"{where}: shift {config.shift} does not divide a window of {config.window} frames into equal parts")
+    if not 0 < config.temperature <= 1:
+        raise UsageError(f"{where}: temperature is above 0 and at most 1; found {config.temperature:g}")
     if config.unet.audio_dim != config.whisper.width:
         raise UsageError(f"{where}: unet.audio_dim {config.unet.audio_dim} differs from whisper.width {config.whisper.width}")
     bad = [c for c in config.unet.channels if c % config.unet.groups or c % config.unet.heads]

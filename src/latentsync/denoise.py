@@ -95,23 +95,39 @@ def sample(
     (float32), since twenty small steps add up badly in half precision.
     """
     scheduler.set_timesteps(steps, device=noise.device)
-    guided = guidance > 1
-    condition = torch.cat([mask, masked, reference], dim=1).to(audio.dtype)
-    if guided:
-        condition = torch.cat([condition, condition])
-        audio = torch.cat([torch.zeros_like(audio), audio])
+    condition = torch.cat([mask, masked, reference], dim=1)
     latents = noise * scheduler.init_noise_sigma
     for done, t in enumerate(scheduler.timesteps, start=1):
-        given = scheduler.scale_model_input(latents, t).to(audio.dtype)
-        given = torch.cat([given, given]) if guided else given
-        predicted = unet(torch.cat([given, condition], dim=1), t, audio, cache=cache).to(latents.dtype)
-        if guided:
-            silent, heard = predicted.chunk(2)
-            change = heard - silent
-            predicted = silent + guidance * change
-            if still_guidance is not None and still_guidance < guidance:
-                predicted -= (guidance - still_guidance) * change.mean(dim=2, keepdim=True)
+        given = scheduler.scale_model_input(latents, t)
+        predicted = predict(unet, given, t, condition, audio, guidance=guidance, still_guidance=still_guidance, cache=cache)
         latents = scheduler.step(predicted, t, latents).prev_sample
         if on_step:
             on_step(done, latents)
     return latents
+
+
+def predict(
+    unet: NoisePredictor,
+    latents: Tensor,
+    t: Tensor,
+    condition: Tensor,
+    audio: Tensor,
+    *,
+    guidance: float,
+    still_guidance: float | None = None,
+    cache: Any = None,
+) -> Tensor:
+    """What the network says of windows at one timestep, guided: latents (b, c, f, h, w) -> the same shape and dtype.
+
+    condition (b, 2 c + 1, f, h, w) is mask, masked and reference; see `sample` for the rest.
+    """
+    given = torch.cat([latents, condition], dim=1).to(audio.dtype)
+    if guidance <= 1:
+        return unet(given, t, audio, cache=cache).to(latents.dtype)
+    heard_and_not = torch.cat([torch.zeros_like(audio), audio])
+    silent, heard = unet(torch.cat([given, given]), t, heard_and_not, cache=cache).to(latents.dtype).chunk(2)
+    change = heard - silent
+    predicted = silent + guidance * change
+    if still_guidance is not None and still_guidance < guidance:
+        predicted -= (guidance - still_guidance) * change.mean(dim=2, keepdim=True)
+    return predicted

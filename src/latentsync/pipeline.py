@@ -33,6 +33,7 @@ from latentsync.media.writer import VideoWriter, check_output
 from latentsync.options import DEFAULT_MODEL, Options, exact, options
 from latentsync.reference import Aligned, with_references
 from latentsync.segments import Segment, settled, spoken
+from latentsync.shifted import Block, sample_shifted
 from latentsync.speech.track import SpeechTrack
 from latentsync.stages import Ahead, Behind
 
@@ -42,6 +43,15 @@ if TYPE_CHECKING:
 READ_AHEAD = 8  # frames decoded and tracked in front of the network, besides the window being filled
 WRITE_BEHIND = 8  # frames waiting to be pasted and encoded
 EDGE = 2  # frames at either end of a span of `only` in which the new mouth comes and goes
+
+
+class _Given(NamedTuple):
+    """Windows of one length on their way into the network; see `LipSync.synthesise`."""
+
+    crops: Tensor  # (b, f, R, R, 3) uint8
+    contexts: Tensor  # (b, f, tokens, dim)
+    numbers: list[int]  # of the b*f frames
+    references: Tensor | None  # (b, R, R, 3) uint8
 
 
 class Finished(NamedTuple):
@@ -254,7 +264,6 @@ class LipSync:
 
         What is worth knowing is appended to `notes`.
         """
-        noise = denoise.shared_noise(chosen.seed, self.config.vae.latent_channels, self.config.latent_size, self.config.latent_size)
         tracker: Tracker | GivenPoints[Frame]
         tracker = GivenPoints(Path(points), lambda frame: frame.index) if points else Tracker(self.model.faces(), choose=chosen.face)
         aligned = self._align(source, sound.info.duration, tracker, chosen)
@@ -267,13 +276,15 @@ class LipSync:
                 if watch is not None:
                     watch(done)
 
-            windows = pieces(items, self.config.window, self.config.overlap)
-            made = (
-                [Finished(item, face) for item, face in zip(piece, faces, strict=True)]
-                for batch in batches(windows, chosen.batch_windows)
-                for piece, faces in zip(batch, self._faces(batch, speech, noise, chosen, on_step), strict=True)
-            )
-            yield from joined(made, self.config.overlap)
+            windows = pieces(items, self.config.window)
+            if self.config.shift and chosen.cache == 1:
+                for shot in shots(windows):
+                    yield from self._shot(shot, speech, chosen, on_step)
+            else:  # a cache holds features of the frames that a window has at every step, so windows stay where they are
+                noise = self.noise(chosen.seed)
+                for batch in batches(windows, chosen.batch_windows):
+                    for piece, faces in zip(batch, self._faces(batch, speech, noise, chosen, on_step), strict=True):
+                        yield from (Finished(item, face) for item, face in zip(piece, faces, strict=True))
 
     def _align(self, source: Video, length: Fraction, tracker: Tracker | GivenPoints[Frame], chosen: Options) -> Iterator[Aligned]:
         """Decoded, followed and cut-out faces: everything that happens before the network."""
@@ -302,6 +313,49 @@ class LipSync:
             yield Aligned(number, Tracked(frame=frame, points=None, strength=0.0, cut=False), None, None, spoken=False)
             number += 1
 
+    def noise(self, seed: int) -> Tensor:
+        """(c, 1, R/8, R/8) noise that denoising begins with, the same for every frame of a video."""
+        return denoise.shared_noise(seed, self.config.vae.latent_channels, self.config.latent_size, self.config.latent_size) * self.config.temperature
+
+    @torch.inference_mode()
+    def _shot(
+        self, windows: Iterator[list[Aligned]], speech: SpeechTrack, chosen: Options, on_step: Callable[[int, Tensor], None]
+    ) -> Iterator[Finished]:
+        """The frames of a shot, denoised in windows that shift from step to step."""
+        first = next(windows)
+        windows = itertools.chain([first], windows)
+        if first[0].crop is None:
+            yield from (Finished(item, None) for window in windows for item in window)
+            return
+        sampling = chosen.sampling(self.config.defaults)
+        noise = self.noise(chosen.seed).to(self.compute.device)
+
+        def blocks() -> Iterator[Block[list[Aligned]]]:
+            for window in windows:
+                given = self._given([window], speech)
+                condition = torch.cat(self._condition(given, chosen), dim=1)[0]
+                audio = given.contexts[0].to(device=self.compute.device, dtype=self.compute.dtype)
+                for at in range(0, len(window), self.config.shift):
+                    part = slice(at, min(at + self.config.shift, len(window)))
+                    yield Block(window[part], noise.expand(-1, part.stop - at, -1, -1), condition[:, part], audio[part])
+
+        with memory_guard(self.compute):
+            for done in sample_shifted(
+                self.model.unet,
+                lambda: denoise.make_scheduler(sampling.scheduler, self.config.diffusion),
+                blocks(),
+                window=self.config.window // self.config.shift,
+                steps=sampling.steps,
+                guidance=sampling.guidance,
+                still_guidance=self.config.still_guidance,
+                batch=chosen.batch_windows,
+                on_step=on_step,
+            ):
+                items = [item for block in done for item in block.item]
+                latents = torch.cat([block.latents for block in done], dim=1)[None]
+                crops = torch.from_numpy(np.stack([item.crop for item in items if item.crop is not None]))[None]
+                yield from (Finished(item, face) for item, face in zip(items, self._decoded(latents, crops)[0].numpy(), strict=True))
+
     def _faces(
         self, batch: list[list[Aligned]], speech: SpeechTrack, noise: Tensor, chosen: Options, on_step: Callable[[int, Tensor], None]
     ) -> list[Sequence[np.ndarray | None]]:
@@ -310,17 +364,22 @@ class LipSync:
         windows = sorted((place for place, piece in enumerate(batch) if piece[0].crop is not None), key=lambda place: len(batch[place]), reverse=True)
         for _, group in itertools.groupby(windows, key=lambda place: len(batch[place])):
             places = list(group)
-            together = [batch[place] for place in places]
-            crops = torch.from_numpy(np.stack([np.stack([item.crop for item in window if item.crop is not None]) for window in together]))
-            with memory_guard(self.compute):
-                contexts = torch.stack([speech.contexts([item.tracked.frame.time for item in window]) for window in together])
-            numbers = [item.number for window in together for item in window]
-            shown = [window[0].reference for window in together if window[0].reference is not None]
-            references = torch.from_numpy(np.stack(shown)) if shown else None
-            made = self.synthesise(crops, contexts, noise=noise, numbers=numbers, options=chosen, on_step=on_step, references=references)
+            given = self._given([batch[place] for place in places], speech)
+            made = self.synthesise(
+                given.crops, given.contexts, noise=noise, numbers=given.numbers, options=chosen, on_step=on_step, references=given.references
+            )
             for place, window in zip(places, made.numpy(), strict=True):
                 faces[place] = list(window)
         return faces
+
+    def _given(self, windows: list[list[Aligned]], speech: SpeechTrack) -> _Given:
+        """What the network is given of windows of one length."""
+        with memory_guard(self.compute):
+            contexts = torch.stack([speech.contexts([item.tracked.frame.time for item in window]) for window in windows])
+        crops = torch.from_numpy(np.stack([np.stack([item.crop for item in window if item.crop is not None]) for window in windows]))
+        shown = [window[0].reference for window in windows if window[0].reference is not None]
+        numbers = [item.number for window in windows for item in window]
+        return _Given(crops, contexts, numbers, torch.from_numpy(np.stack(shown)) if shown else None)
 
     @torch.inference_mode()
     def synthesise(
@@ -346,22 +405,13 @@ class LipSync:
         device, dtype = self.compute.device, self.compute.dtype
         sampling = options.sampling(self.config.defaults)
         with memory_guard(self.compute):
-            pixels = self._pixels(crops.flatten(0, 1))
-            shape = tuple(noise.shape[:1] + noise.shape[2:])
-            draws = posterior or tuple(
-                torch.stack([denoise.frame_noise(options.seed, 2 * number + which, shape) for number in numbers]) for which in (0, 1)
-            )
-            masked = self.model.vae.encode(pixels * self.seen_mask, draws[0].to(device))
-            if references is None:
-                reference = windowed(self.model.vae.encode(pixels, draws[1].to(device)), b)
-            else:
-                reference = self.model.vae.encode(self._pixels(references))[:, :, None].expand(-1, -1, f, -1, -1)
+            mask, masked, reference = self._condition(_Given(crops, contexts, numbers, references), options, posterior)
             latents = denoise.sample(
                 self.model.unet,
                 denoise.make_scheduler(sampling.scheduler, self.config.diffusion),
                 noise=noise.to(device).expand(b, -1, f, -1, -1).contiguous(),
-                mask=self.latent_mask.to(reference.dtype).expand(b, 1, f, -1, -1),
-                masked=windowed(masked, b),
+                mask=mask,
+                masked=masked,
                 reference=reference,
                 audio=contexts.to(device=device, dtype=dtype),
                 steps=sampling.steps,
@@ -370,9 +420,29 @@ class LipSync:
                 cache=self.model.unet.make_cache(options.cache) if options.cache > 1 else None,
                 on_step=on_step,
             )
-            decoded = self.model.vae.decode(latents.transpose(1, 2).flatten(0, 1)).float()
-            faces = decoded * (1 - self.mask) + pixels * self.mask
-            return ((faces / 2 + 0.5) * 255).permute(0, 2, 3, 1).unflatten(0, (b, f)).cpu()  # clipped in the frame, as published
+            return self._decoded(latents, crops)
+
+    def _condition(self, given: _Given, options: Options, posterior: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask (b, 1, f, h, w), masked faces and references (b, c, f, h, w) as latents; see `synthesise`."""
+        b, f = given.crops.shape[:2]
+        device = self.compute.device
+        pixels = self._pixels(given.crops.flatten(0, 1))
+        shape = (self.config.vae.latent_channels, self.config.latent_size, self.config.latent_size)
+        draws = posterior or tuple(
+            torch.stack([denoise.frame_noise(options.seed, 2 * number + which, shape) for number in given.numbers]) for which in (0, 1)
+        )
+        masked = self.model.vae.encode(pixels * self.seen_mask, draws[0].to(device))
+        if given.references is None:
+            reference = windowed(self.model.vae.encode(pixels, draws[1].to(device)), b)
+        else:
+            reference = self.model.vae.encode(self._pixels(given.references))[:, :, None].expand(-1, -1, f, -1, -1)
+        return self.latent_mask.to(reference.dtype).expand(b, 1, f, -1, -1), windowed(masked, b), reference
+
+    def _decoded(self, latents: Tensor, crops: Tensor) -> Tensor:
+        """Faces (b, f, R, R, 3) float32: crops (b, f, R, R, 3) uint8 where they are kept, elsewhere latents (b, c, f, h, w) as pixels."""
+        decoded = self.model.vae.decode(latents.transpose(1, 2).flatten(0, 1)).float()
+        faces = decoded * (1 - self.mask) + self._pixels(crops.flatten(0, 1)) * self.mask
+        return ((faces / 2 + 0.5) * 255).permute(0, 2, 3, 1).unflatten(0, crops.shape[:2]).cpu()  # clipped in the frame, as published
 
     def _pixels(self, faces: Tensor) -> Tensor:
         """(n, R, R, 3) uint8 -> (n, 3, R, R) float32 in [-1, 1], on the device."""
@@ -405,50 +475,34 @@ def windowed(latents: Tensor, batch: int) -> Tensor:
     return latents.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-def pieces(items: Iterable[Aligned], size: int, overlap: int = 0) -> Iterator[list[Aligned]]:
-    """Consecutive frames, at most `size` together: all with a face, in one shot and with one reference (a window for the network), or all without.
-
-    A window that goes on where a full one ended begins with the last `overlap` frames of that one.
-    """
+def pieces(items: Iterable[Aligned], size: int) -> Iterator[list[Aligned]]:
+    """Consecutive frames, at most `size` together: all with a face, in one shot and with one reference (a window for the network), or all without."""
     piece: list[Aligned] = []
-    fresh = 0  # frames of the piece that no piece before had
     for item in items:
-        other = piece and ((item.crop is None) != (piece[0].crop is None) or item.reference is not piece[0].reference)
-        if piece and (item.tracked.cut or other):
-            if fresh:
-                yield piece
-            piece, fresh = [], 0
-        elif len(piece) == size:
+        if piece and (len(piece) == size or parted(piece[-1], item)):
             yield piece
-            piece, fresh = piece[size - overlap :] if item.crop is not None else [], 0
+            piece = []
         piece.append(item)
-        fresh += 1
-    if fresh:
+    if piece:
         yield piece
 
 
-def joined(windows: Iterable[list[Finished]], overlap: int) -> Iterator[Finished]:
-    """Frames of pieces in order; where neighbours share frames, the faces of the one fade into those of the other. It holds `overlap` back."""
-    held: list[Finished] = []
-    for window in windows:
-        if held and window[0].aligned.number == held[0].aligned.number:
-            frames = [_mixed(old, new, (i + 1) / (len(held) + 1)) for i, (old, new) in enumerate(zip(held, window, strict=False))] + window[
-                len(held) :
-            ]
-        else:
-            yield from held
-            frames = window
-        ready = max(0, len(frames) - overlap) if frames[0].face is not None else len(frames)
-        yield from frames[:ready]
-        held = frames[ready:]
-    yield from held
+def parted(before: Aligned, item: Aligned) -> bool:
+    """Whether neighbouring frames have nothing to do with each other: between two shots, between a face and none, or between two references."""
+    return item.tracked.cut or (item.crop is None) != (before.crop is None) or item.reference is not before.reference
 
 
-def _mixed(old: Finished, new: Finished, share: float) -> Finished:
-    """A frame that two windows made, with that share of the second."""
-    if old.face is None or new.face is None:
-        return new
-    return new._replace(face=(1 - np.float32(share)) * old.face + np.float32(share) * new.face)
+def shots(windows: Iterable[list[Aligned]]) -> Iterator[Iterator[list[Aligned]]]:
+    """The windows of each shot, or of what is not generated. Each is to be used up before the next is asked for."""
+    number, last = 0, None
+
+    def shot(window: list[Aligned]) -> int:
+        nonlocal number, last
+        number += last is not None and parted(last, window[0])
+        last = window[-1]
+        return number
+
+    return (group for _, group in itertools.groupby(windows, key=shot))
 
 
 def batches(windows: Iterable[list[Aligned]], size: int) -> Iterator[list[list[Aligned]]]:

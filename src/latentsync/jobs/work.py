@@ -124,7 +124,7 @@ def perform(job: Job, folder: Path, resident: Resident, limits: Limits, said: Pu
     looks = Short() if request.report else None
     shown = _Preview(folder / PREVIEW, said)
     said.steps = lipsync.model.config.defaults.steps if chosen.steps is None else chosen.steps
-    left = _Left(said.steps, (lipsync.config.window - lipsync.config.overlap) * chosen.batch_windows)
+    left = _Left(said.steps, lipsync.config.window * chosen.batch_windows)
 
     def hear(progress: Progress) -> None:
         said.done, said.total, said.step, said.seconds_left = progress.done, progress.total, progress.step, left(progress)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentsync import denoise
 from latentsync.loading import Model
 from latentsync.media.clip_writer import write_clip
 from latentsync.options import Options
@@ -75,8 +74,7 @@ def generate(model: Model, clip: HeldOut, options: Options) -> np.ndarray:
     Where the model's reference is one frame for all, it is the clip's first: how far mouths are open is not known here.
     """
     lipsync = LipSync(model)
-    size = model.config.latent_size
-    noise = denoise.shared_noise(options.seed, model.config.vae.latent_channels, size, size)
+    noise = lipsync.noise(options.seed)
     references = torch.from_numpy(clip.frames[None, 0]) if model.config.reference == "fixed" else None
     made = []
     for start in range(0, len(clip.frames), model.config.window):
