@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,7 +29,7 @@ from latentsync.face.points import anchor_points, lip_opening, outline
 from latentsync.face.protocols import Face
 from latentsync.media.video import open_video
 from latentsync.options import Options, Sampling
-from latentsync.pipeline import Aligned, LipSync, pieces, shots
+from latentsync.pipeline import Aligned, LipSync, Progress, pieces, shots
 from latentsync.reference import HELD_FRAMES, UNSEEN, with_references
 from latentsync.weights import shipped, untrained
 from latentsync.weights.convert import save
@@ -173,9 +174,25 @@ def test_a_window_has_one_reference() -> None:
 
 def test_windows_of_a_shot_belong_together() -> None:
     items = list(with_references(shot([0.1] * 16, cuts=(9,), missing=(14,)), []))
-    found = [[[i.number for i in window] for window in windows] for windows in shots(pieces(items, 4))]
-    assert found == [[[0, 1, 2, 3], [4, 5, 6, 7], [8]], [[9, 10, 11, 12], [13]], [[14]], [[15]]]
+    found = [(faces, [[i.number for i in window] for window in windows]) for faces, windows in shots(pieces(items, 4))]
+    assert found == [
+        (True, [[0, 1, 2, 3], [4, 5, 6, 7], [8]]),
+        (True, [[9, 10, 11, 12], [13]]),
+        (False, [[14]]),
+        (True, [[15]]),
+    ]
     assert list(shots(iter([]))) == []
+
+
+@contextmanager
+def heard(lipsync: LipSync) -> Iterator[list[torch.Tensor]]:
+    """What the U-Net is given meanwhile: (b, 3 c + 1, f, h, w) for each call."""
+    seen: list[torch.Tensor] = []
+    watch = lipsync.model.unet.register_forward_hook(lambda _, given, out: seen.append(given[0].float()))
+    try:
+        yield seen
+    finally:
+        watch.remove()
 
 
 def test_windows_shift_unless_a_cache_wants_them_to_stay(lipsync: LipSync, job: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,36 +203,73 @@ def test_windows_shift_unless_a_cache_wants_them_to_stay(lipsync: LipSync, job: 
 
     stay, cached = run(), run(cache=2)
     monkeypatch.setattr(lipsync, "config", replace(lipsync.config, shift=4))
-    shifted, batched = run(), run(batch_windows=2)
-    assert shifted.shape == stay.shape
-    assert np.abs(shifted - batched).max() <= 4
+    with heard(lipsync) as seen:
+        shifted = run()
     apart = np.abs(shifted - stay).max(axis=(1, 2, 3))
     assert (apart[:12] <= 1).all()
     assert (apart[12:] > 4).all(), "the second step's second window holds frames 4 to 19, and counts from 12 on"
     assert np.abs(run(cache=2) - cached).max() <= 1
+    faces = lipsync.config.vae.latent_channels  # the last channels of what the network is given are the reference
+    assert all(torch.equal(given[:, -faces:, :1].expand_as(given[:, -faces:]), given[:, -faces:]) for given in seen), "one face for all"
+
+
+def test_windows_of_a_step_run_together(lipsync: LipSync, job: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    video, _, marks = job
+    voice = write_wav(marks.with_name("longer.wav"), 0.3 * np.sin(np.arange(32000) / 9))  # 2 s
+    monkeypatch.setattr(lipsync, "config", replace(lipsync.config, shift=4))
+    made, sizes = [], []
+    for batch in (1, 2):
+        with heard(lipsync) as seen:
+            made.append(np.stack([f.picture.rgb() for f in lipsync.stream(video, voice, points=marks, batch_windows=batch)]).astype(int))
+        sizes.append(max(len(given) for given in seen))
+    assert sizes[1] == 2 * sizes[0]
+    assert np.abs(made[0] - made[1]).max() <= 4
 
 
 def test_a_shot_is_made_of_its_own_frames(lipsync: LipSync, job: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows shift within a shot; a frame without a face ends it."""
-    monkeypatch.setattr(lipsync, "config", replace(lipsync.config, shift=4))
+    monkeypatch.setattr(lipsync, "config", replace(lipsync.config, shift=2, window=4))
     video, voice, marks = job
-    seen: list[int] = []
-    watch = lipsync.model.unet.register_forward_hook(lambda _, given, out: seen.append(given[0].shape[2]))
     broken = dict(np.load(marks))
     broken["landmarks"][9] = np.nan
     np.savez(marks.with_name("broken.npz"), **broken)
-    try:
+    with heard(lipsync) as seen:
         frames = list(lipsync.stream(video, voice, points=marks.with_name("broken.npz")))
-    finally:
-        watch.remove()
     assert len(frames) == 20
-    assert set(seen) == {9, 10}, "nine before the frame without a face, ten behind it"
+    assert {given.shape[2] for given in seen} == {3, 4}, "the ninth frame has no other half"
+    nine, ten = 3 + 3, 3 + 3  # windows of two steps; in the second one the first and the last lie within the shot
+    assert len(seen) == nine + ten
 
 
-def test_less_noise_is_asked_for_by_name(lipsync: LipSync, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = lipsync.noise(3)
-    monkeypatch.setattr(lipsync, "config", replace(lipsync.config, temperature=0.5))
-    torch.testing.assert_close(lipsync.noise(3), whole / 2)
+def test_who_leaves_early_leaves_nothing_behind(lipsync: LipSync, job: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lipsync, "config", replace(lipsync.config, shift=4))
+    video, voice, marks = job
+    frames = lipsync.stream(video, voice, points=marks)
+    next(frames)
+    frames.close()  # type: ignore[attr-defined]
+    assert not torch.is_inference_mode_enabled()
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    out = marks.with_name("stopped.mp4")
+    with pytest.raises(KeyboardInterrupt):
+        lipsync.sync(video, voice, out, points=marks, progress=stop)
+    assert not torch.is_inference_mode_enabled()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_less_noise_is_asked_for_by_name(lipsync: LipSync, job: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, shift: int) -> None:
+    video, voice, marks = job
+    begun = []
+    for temperature in (1.0, 0.5):
+        monkeypatch.setattr(lipsync, "config", replace(lipsync.config, shift=shift, temperature=temperature))
+        with heard(lipsync) as seen:
+            list(lipsync.stream(video, voice, points=marks))
+        begun.append(seen[0][:, : lipsync.config.vae.latent_channels])
+    torch.testing.assert_close(begun[1], begun[0] / 2)
 
 
 @pytest.mark.parametrize("wrong", ["shift: 5", "shift: 16", "shift: -4", "temperature: 0", "temperature: 1.5"])

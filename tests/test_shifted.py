@@ -30,10 +30,10 @@ def blocks(given: dict[str, Tensor], size: int) -> Iterator[Block[list[int]]]:
         yield Block(list(range(frames)[part]), given["noise"][0, :, part], condition[:, part], given["audio"][0, part])
 
 
-def together(found: Iterator[list[Block[list[int]]]], frames: int) -> Tensor:
-    out = [block for group in found for block in group]
-    assert [n for block in out for n in block.item] == list(range(frames)), "every frame once, in order"
-    return torch.cat([block.latents for block in out], dim=1)[None]
+def together(found: Iterator[list[tuple[list[int], Tensor]]], frames: int) -> Tensor:
+    out = [pair for group in found for pair in group]
+    assert [n for item, _ in out for n in item] == list(range(frames)), "every frame once, in order"
+    return torch.cat([latents for _, latents in out], dim=1)[None]
 
 
 def alone(sample: Tensor, t: Tensor, audio: Tensor, *, cache: object = None) -> Tensor:
@@ -123,27 +123,37 @@ def test_what_one_window_decides_reaches_its_neighbours() -> None:
     assert changed(shift) == list(range(16))
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_any_length_is_held_a_few_windows_at_a_time(batch: int) -> None:
-    """Neither blocks nor frames of the network's work grow with the shot."""
-    size, window, steps, count = 2, 4, 6, 400
-    living: weakref.WeakSet[Block[list[int]]] = weakref.WeakSet()
-    most, calls = 0, []
+class Frames(list[int]):
+    """An item that can be seen to be gone."""
 
-    def counted() -> Iterator[Block[list[int]]]:
-        nonlocal most
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("steps", [4, 12])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_any_length_is_held_a_few_windows_at_a_time(batch: int, steps: int) -> None:
+    """Neither what is held nor the network's work for each frame grows with the shot; the end of a shot is handed out in parts as well."""
+    size, window, count = 2, 4, 400
+    items: weakref.WeakSet[Frames] = weakref.WeakSet()
+    tensors: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most_items = most_tensors = given = 0
+    calls: list[int] = []
+
+    def counted() -> Iterator[Block[Frames]]:
         for block in blocks(shot(size * count), size):
-            living.add(block)
-            most = max(most, len(living))
-            yield block
-            del block
+            frames, audio = Frames(block.item), block.audio.clone()
+            items.add(frames)
+            tensors.add(audio)
+            yield Block(frames, block.noise, block.condition, audio)
+            del frames, audio, block
 
     def unet(sample: Tensor, t: Tensor, audio: Tensor, *, cache: object = None) -> Tensor:
+        nonlocal most_items, most_tensors
+        most_items, most_tensors = max(most_items, len(items)), max(most_tensors, len(tensors))
         calls.append(sample.shape[0])
         return alone(sample, t, audio)
 
     heard: list[int] = []
-    given = 0
     for done in sample_shifted(
         unet,
         lambda: denoise.make_scheduler("ddim", DIFFUSION),
@@ -152,16 +162,31 @@ def test_any_length_is_held_a_few_windows_at_a_time(batch: int) -> None:
         steps=steps,
         guidance=1.0,
         batch=batch,
-        on_step=lambda step, latents: heard.append(step),
+        on_step=heard.append,
     ):
         given += len(done)
+        assert len(done) <= window * batch
         del done
     assert given == count
-    assert most <= window * (batch + 4) + steps
+    assert most_items <= window * batch + (steps - 1) * batch + window
+    assert most_tensors <= most_items + window
     assert max(calls) == batch
     assert sum(calls) <= steps * (count // window + 1), "each frame once for each step, but for the two ends of the shot"
     assert len(heard) == len(calls)
     assert set(heard) == set(range(1, steps + 1))
+
+
+@pytest.mark.parametrize(("frames", "calls"), [(1, 5), (6, 5), (8, 6), (9, 10), (16, 13)])
+def test_a_shot_shorter_than_a_window_is_seen_once_for_each_step(frames: int, calls: int) -> None:
+    seen = []
+
+    def unet(sample: Tensor, t: Tensor, audio: Tensor, *, cache: object = None) -> Tensor:
+        seen.append(sample.shape[2])
+        return alone(sample, t, audio)
+
+    list(sample_shifted(unet, lambda: denoise.make_scheduler("ddim", DIFFUSION), blocks(shot(frames), 2), window=4, steps=5, guidance=1.0))
+    assert max(seen) == min(8, frames)
+    assert len(seen) == calls
 
 
 def test_a_shot_without_frames_is_nothing() -> None:

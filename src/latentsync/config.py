@@ -355,7 +355,8 @@ def _check(config: ModelConfig, where: str) -> None:
     if not 1 <= config.window <= config.unet.motion_positions:
         raise UsageError(f"{where}: window {config.window} is not within 1..{config.unet.motion_positions}, the rows of the motion modules")
     if config.shift and not (0 < config.shift < config.window and config.window % config.shift == 0):
-        raise UsageError(f"{where}: shift {config.shift} does not divide a window of {config.window} frames into equal parts")
+        fit = ", ".join(str(n) for n in range(1, config.window) if config.window % n == 0)
+        raise UsageError(f"{where}: shift is 0 or one of {fit}, which divide a window of {config.window} frames; found {config.shift}")
     if not 0 < config.temperature <= 1:
         raise UsageError(f"{where}: temperature is above 0 and at most 1; found {config.temperature:g}")
     if config.unet.audio_dim != config.whisper.width:

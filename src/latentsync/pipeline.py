@@ -271,20 +271,23 @@ class LipSync:
             aligned = with_references(aligned, [] if notes is None else notes)
         with closing(SpeechTrack(sound.samples, self.model.whisper)) as speech, Ahead(aligned, READ_AHEAD, "read") as items:
 
-            def on_step(done: int, latents: Tensor) -> None:
+            def on_step(done: int, latents: Tensor | None = None) -> None:
                 items.check()
                 if watch is not None:
                     watch(done)
 
             windows = pieces(items, self.config.window)
             if self.config.shift and chosen.cache == 1:
-                for shot in shots(windows):
-                    yield from self._shot(shot, speech, chosen, on_step)
+                for faces, shot in shots(windows):
+                    if faces:
+                        yield from self._shot(shot, speech, chosen, on_step)
+                    else:
+                        yield from (Finished(item, None) for window in shot for item in window)
             else:  # a cache holds features of the frames that a window has at every step, so windows stay where they are
                 noise = self.noise(chosen.seed)
                 for batch in batches(windows, chosen.batch_windows):
-                    for piece, faces in zip(batch, self._faces(batch, speech, noise, chosen, on_step), strict=True):
-                        yield from (Finished(item, face) for item, face in zip(piece, faces, strict=True))
+                    for piece, made in zip(batch, self._faces(batch, speech, noise, chosen, on_step), strict=True):
+                        yield from (Finished(item, face) for item, face in zip(piece, made, strict=True))
 
     def _align(self, source: Video, length: Fraction, tracker: Tracker | GivenPoints[Frame], chosen: Options) -> Iterator[Aligned]:
         """Decoded, followed and cut-out faces: everything that happens before the network."""
@@ -318,26 +321,23 @@ class LipSync:
         return denoise.shared_noise(seed, self.config.vae.latent_channels, self.config.latent_size, self.config.latent_size) * self.config.temperature
 
     @torch.inference_mode()
-    def _shot(
-        self, windows: Iterator[list[Aligned]], speech: SpeechTrack, chosen: Options, on_step: Callable[[int, Tensor], None]
-    ) -> Iterator[Finished]:
+    def _shot(self, windows: Iterator[list[Aligned]], speech: SpeechTrack, chosen: Options, on_step: Callable[[int], None]) -> Iterator[Finished]:
         """The frames of a shot, denoised in windows that shift from step to step."""
-        first = next(windows)
-        windows = itertools.chain([first], windows)
-        if first[0].crop is None:
-            yield from (Finished(item, None) for window in windows for item in window)
-            return
         sampling = chosen.sampling(self.config.defaults)
         noise = self.noise(chosen.seed).to(self.compute.device)
+
+        def block(items: list[Aligned], condition: Tensor, audio: Tensor) -> Block[list[Aligned]]:
+            return Block(items, noise.expand(-1, len(items), -1, -1), condition, audio)
 
         def blocks() -> Iterator[Block[list[Aligned]]]:
             for window in windows:
                 given = self._given([window], speech)
                 condition = torch.cat(self._condition(given, chosen), dim=1)[0]
                 audio = given.contexts[0].to(device=self.compute.device, dtype=self.compute.dtype)
-                for at in range(0, len(window), self.config.shift):
-                    part = slice(at, min(at + self.config.shift, len(window)))
-                    yield Block(window[part], noise.expand(-1, part.stop - at, -1, -1), condition[:, part], audio[part])
+                size = self.config.shift
+                parts = [window[at : at + size] for at in range(0, len(window), size)]
+                del window, given  # pictures are held until they are handed out, and no longer
+                yield from map(block, parts, condition.split(size, dim=1), audio.split(size))
 
         with memory_guard(self.compute):
             for done in sample_shifted(
@@ -351,8 +351,8 @@ class LipSync:
                 batch=chosen.batch_windows,
                 on_step=on_step,
             ):
-                items = [item for block in done for item in block.item]
-                latents = torch.cat([block.latents for block in done], dim=1)[None]
+                items = [item for part, _ in done for item in part]
+                latents = torch.cat([found for _, found in done], dim=1)[None]
                 crops = torch.from_numpy(np.stack([item.crop for item in items if item.crop is not None]))[None]
                 yield from (Finished(item, face) for item, face in zip(items, self._decoded(latents, crops)[0].numpy(), strict=True))
 
@@ -492,17 +492,17 @@ def parted(before: Aligned, item: Aligned) -> bool:
     return item.tracked.cut or (item.crop is None) != (before.crop is None) or item.reference is not before.reference
 
 
-def shots(windows: Iterable[list[Aligned]]) -> Iterator[Iterator[list[Aligned]]]:
-    """The windows of each shot, or of what is not generated. Each is to be used up before the next is asked for."""
+def shots(windows: Iterable[list[Aligned]]) -> Iterator[tuple[bool, Iterator[list[Aligned]]]]:
+    """Whether there are faces, and the windows of a shot, or of what is not generated. Each is to be used up before the next is asked for."""
     number, last = 0, None
 
-    def shot(window: list[Aligned]) -> int:
+    def shot(window: list[Aligned]) -> tuple[bool, int]:
         nonlocal number, last
         number += last is not None and parted(last, window[0])
         last = window[-1]
-        return number
+        return window[0].crop is not None, number
 
-    return (group for _, group in itertools.groupby(windows, key=shot))
+    return ((faces, group) for (faces, _), group in itertools.groupby(windows, key=shot))
 
 
 def batches(windows: Iterable[list[Aligned]], size: int) -> Iterator[list[list[Aligned]]]:

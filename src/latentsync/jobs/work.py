@@ -163,19 +163,19 @@ def _sound(folder: Path, request: Request, chosen: Options, number: int, say: Ca
 
 
 class _Left:
-    """How long it will take, from how long it took so far. Most of the work is denoising, which is ahead of what is written by a window."""
+    """How long it will take, from how long it took so far. Most of the work is denoising, which is ahead of what is written."""
 
     def __init__(self, steps: int, window: int) -> None:
         self._steps, self._window = steps, window
-        self._windows, self._step = 0, 0
+        self._calls, self._step = 0, 0  # of the network so far, as far as they can be told apart; steps that the last one's windows have done
 
     def __call__(self, progress: Progress) -> float | None:
         """Seconds that are left; None while nothing is known."""
-        self._windows += progress.step < self._step
+        self._calls += progress.step != self._step
         self._step = progress.step
         if progress.total is None:
             return None
-        made = max(progress.done, min(progress.total, (self._windows + self._step / self._steps) * self._window))
+        made = max(progress.done, min(progress.total, self._calls / self._steps * self._window))
         done = 0.9 * made + 0.1 * progress.done
         return progress.seconds / done * (progress.total - done) if done else None
 

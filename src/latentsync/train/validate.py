@@ -69,7 +69,7 @@ def judged(net: SyncNet, config: SyncNetConfig, frames: Tensor, mel: Tensor, *, 
 
 
 def generate(model: Model, clip: HeldOut, options: Options) -> np.ndarray:
-    """The clip's frames with their mouths made anew from its own sound: (n, R, R, 3) uint8, by the very steps that `sync` takes.
+    """The clip's frames with their mouths made anew from its own sound: (n, R, R, 3) uint8, as `sync` makes them, in windows that stay.
 
     Where the model's reference is one frame for all, it is the clip's first: how far mouths are open is not known here.
     """
