@@ -206,9 +206,9 @@ def test_windows_shift_unless_a_cache_wants_them_to_stay(lipsync: LipSync, job: 
     with heard(lipsync) as seen:
         shifted = run()
     apart = np.abs(shifted - stay).max(axis=(1, 2, 3))
-    assert (apart[:12] <= 1).all()
-    assert (apart[12:] > 4).all(), "the second step's second window holds frames 4 to 19, and counts from 12 on"
-    assert np.abs(run(cache=2) - cached).max() <= 1
+    assert (apart[:12] <= 4).all(), "rounding, no more"
+    assert (apart[12:] > 8).all(), "the second step's second window holds frames 4 to 19, and counts from 12 on"
+    assert np.abs(run(cache=2) - cached).max() <= 4
     faces = lipsync.config.vae.latent_channels  # the last channels of what the network is given are the reference
     assert all(torch.equal(given[:, -faces:, :1].expand_as(given[:, -faces:]), given[:, -faces:]) for given in seen), "one face for all"
 
