@@ -34,7 +34,7 @@ def here() -> Iterator[None]:
     """A Ray of two cores, in processes of this test."""
 
     def start() -> None:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
